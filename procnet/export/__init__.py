@@ -1,0 +1,1 @@
+"""How others read it: a room for later exporters."""

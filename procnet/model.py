@@ -1,0 +1,334 @@
+"""The values that cross rooms. Nothing else does.
+
+Units are in the names. Every ``*_ns`` is nanoseconds of the wall clock (since 1970), as libpcap
+stamps packets; the one exception is ``start_time_ns``, which is nanoseconds since boot, as the
+kernel identifies a process by.
+
+Addresses inside rooms are packed bytes, 4 or 16 long; an IPv4-mapped IPv6 address is stored as its
+IPv4 address. The rows of a report carry addresses as text.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+ICMP = 1
+TCP = 6
+UDP = 17
+ICMP6 = 58
+SCTP = 132
+UDPLITE = 136
+
+_PROTOCOL_NAMES = {
+    ICMP: "icmp", 2: "igmp", 4: "ipip", TCP: "tcp", UDP: "udp", 41: "ipv6", 47: "gre", 50: "esp",
+    51: "ah", ICMP6: "icmp6", 89: "ospf", SCTP: "sctp", UDPLITE: "udplite",
+}  # fmt: skip
+
+IPV4_WILDCARD = bytes(4)
+IPV6_WILDCARD = bytes(16)
+_MAPPED_PREFIX = bytes(10) + b"\xff\xff"
+
+CLOCK_TICK_NS = 10_000_000
+"""Resolution of a process's start time: /proc/PID/stat counts it in ticks of USER_HZ = 100 on every
+architecture that Linux has today (include/asm-generic/param.h), so the kernel's finer figure is
+rounded down to it and the two can be compared."""
+
+
+def protocol_name(number: int) -> str:
+    """The lower-case name of an IP protocol (``tcp``), or ``ip-253`` for one without."""
+    return _PROTOCOL_NAMES.get(number) or f"ip-{number}"
+
+
+def unmapped(address: bytes) -> bytes:
+    """The packed address, an IPv4-mapped IPv6 one (::ffff:0:0/96, RFC 4291) turned into IPv4."""
+    if len(address) == 16 and address.startswith(_MAPPED_PREFIX):
+        return address[12:]
+    return address
+
+
+class Evidence(enum.Enum):
+    """How we know an owner, best first."""
+
+    KERNEL_EVENT = "KERNEL_EVENT"
+    """A hook ran in the owner's own context."""
+    KERNEL_SNAPSHOT = "KERNEL_SNAPSHOT"
+    """A BPF iterator saw the socket in the owner's file table."""
+    SOCKET_SCAN = "SOCKET_SCAN"
+    """sock_diag or /proc showed the socket in the owner's file table."""
+    LISTENER = "LISTENER"
+    """Handshake, or not yet accepted: the process that listens."""
+
+    @property
+    def rank(self) -> int:
+        """0 for the best witness; higher is weaker."""
+        return _EVIDENCE_ORDER.index(self)
+
+
+_EVIDENCE_ORDER = list(Evidence)
+
+
+class Reason(enum.Enum):
+    """Why bytes have no owner."""
+
+    NO_SOCKET = "NO_SOCKET"
+    """No socket was seen that could have moved them."""
+    AMBIGUOUS = "AMBIGUOUS"
+    """Several processes could have, and nothing says which one did."""
+    FORWARDED = "FORWARDED"
+    """Neither end is an address of this host."""
+    KERNEL = "KERNEL"
+    """A socket of the kernel itself."""
+    NOT_IP = "NOT_IP"
+    """Not an IP packet (ARP, for example)."""
+    UNDECODABLE = "UNDECODABLE"
+    """A packet that says it is IP and is not, or is cut short."""
+    EVICTED = "EVICTED"
+    """A full table let go of the row that knew."""
+    PENDING = "PENDING"
+    """Counted, and still waiting for the witness of the next tick."""
+
+
+class ProcessId(NamedTuple):
+    """Who, beyond doubt: a pid is used again, a pid with its start time is not.
+
+    ``start_time_ns`` is nanoseconds since boot, rounded down to the tick of 10 ms that
+    /proc/PID/stat counts in, whichever source it came from.
+    """
+
+    pid: int
+    start_time_ns: int
+
+
+class FlowKey(NamedTuple):
+    """A flow, seen from the socket that owns it. ``netns`` is the network namespace's inode."""
+
+    netns: int
+    protocol: int
+    local_address: bytes
+    local_port: int
+    remote_address: bytes
+    remote_port: int
+
+
+class Segment(NamedTuple):
+    """What decoding one frame tells.
+
+    ``wire_bytes`` are IP bytes, header included; ``payload_bytes`` are those above the transport
+    header (above the IP headers for a protocol without one that we know). ``opens`` is true for a
+    TCP SYN without ACK: a new connection begins, whatever used the five-tuple before. Ports are 0
+    where the protocol has none; an ICMP echo carries its id as both.
+    """
+
+    protocol: int
+    source: bytes
+    source_port: int
+    destination: bytes
+    destination_port: int
+    wire_bytes: int
+    payload_bytes: int
+    opens: bool
+
+
+class Skip(NamedTuple):
+    """A frame that belongs to no flow: ``NOT_IP`` or ``UNDECODABLE``.
+
+    ``wire_bytes`` is the frame without its link header. ``why`` is for a person to read.
+    """
+
+    reason: Reason
+    wire_bytes: int
+    why: str
+
+
+class FlowCount(NamedTuple):
+    """Packets of one flow in one direction that came without a pause: what counters hand over.
+
+    ``key`` is None for what belongs to no flow (``reason`` says why); ``reason`` is otherwise None,
+    or ``FORWARDED``. ``opens`` is true if the first packet is a TCP SYN without ACK.
+    """
+
+    interface: str
+    key: FlowKey | None
+    sent: bool
+    packets: int
+    wire_bytes: int
+    payload_bytes: int
+    first_ns: int
+    last_ns: int
+    opens: bool
+    reason: Reason | None
+
+
+class EventKind(enum.IntEnum):
+    """What the owner did. The numbers are those of ``enum procnet_event_kind`` in bpf/procnet.h."""
+
+    CONNECT = 1
+    """A connection is being opened; its first packet has not left yet."""
+    ACCEPT = 2
+    """A listening process took a connection."""
+    SEND = 3
+    """A process sends; the packet has not left yet."""
+    RECEIVE = 4
+    """A process takes what had arrived before."""
+    CLOSE = 5
+    """The last holder closed the socket; packets may still follow (FIN, RST)."""
+
+
+class OwnerEvent(NamedTuple):
+    """A process used a socket, told by the kernel at that moment.
+
+    ``local_address`` may be a wildcard (of the socket's own family) and ``remote_address`` empty
+    with ``remote_port`` 0 where the socket is not connected and the hook does not know the peer.
+    ``inode`` is the number in ``socket:[...]`` of /proc/PID/fd, 0 where there is none yet.
+    ``kernel`` is true for a kernel thread, which has no process to name.
+    """
+
+    time_ns: int
+    kind: EventKind
+    netns: int
+    protocol: int
+    local_address: bytes
+    local_port: int
+    remote_address: bytes
+    remote_port: int
+    inode: int
+    process: ProcessId
+    name: str
+    uid: int
+    cgroup_id: int
+    kernel: bool
+
+
+class Socket(NamedTuple):
+    """A socket as the kernel's tables show it (/proc/net/*, sock_diag).
+
+    ``family`` is the table's: 4, 6, or 0 for a packet socket. ``state`` is the lower-case name that
+    ``ss`` users know (``established``, ``listen``, ``time_wait`` …; ``unconnected`` for UDP).
+    A socket that is not connected has a wildcard remote address and port 0.
+    """
+
+    netns: int
+    protocol: int
+    family: int
+    local_address: bytes
+    local_port: int
+    remote_address: bytes
+    remote_port: int
+    state: str
+    inode: int
+    uid: int
+
+
+class SocketScan(NamedTuple):
+    """One look at the sockets and at who holds them.
+
+    ``holders`` maps an inode to every process that has it open; one that is open nowhere is not in
+    it. ``vanished_processes`` went away while they were read; ``denied_processes`` could not be
+    read for want of privilege, so their sockets show no holder.
+    """
+
+    started_ns: int
+    ended_ns: int
+    sockets: list[Socket]
+    holders: Mapping[int, frozenset[ProcessId]]
+    vanished_processes: int
+    denied_processes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Process:
+    """A process as a person knows it. Text fields are empty where nothing could be learnt.
+
+    ``name`` is the main thread's comm (at most 15 bytes); bytes that are not UTF-8 appear as
+    ``\\xNN``. ``cmdline`` is argv. ``parent_pid`` is 0 and ``uid`` None where unknown.
+    """
+
+    pid: int
+    start_time_ns: int
+    name: str
+    exe: str = ""
+    cmdline: tuple[str, ...] = ()
+    uid: int | None = None
+    user: str = ""
+    parent_pid: int = 0
+    cgroup: str = ""
+    container: str = ""
+
+    @property
+    def id(self) -> ProcessId:
+        """(pid, start time): equal only for the same process."""
+        return ProcessId(self.pid, self.start_time_ns)
+
+
+@dataclass(frozen=True, slots=True)
+class Traffic:
+    """What moved in one direction. Wire bytes are IP bytes, header included."""
+
+    packets: int = 0
+    wire_bytes: int = 0
+    payload_bytes: int = 0
+
+    def __add__(self, other: Traffic) -> Traffic:
+        return Traffic(
+            self.packets + other.packets,
+            self.wire_bytes + other.wire_bytes,
+            self.payload_bytes + other.payload_bytes,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Loss:
+    """What we know we did not see, or could not keep. Every figure only grows."""
+
+    capture_dropped_packets: int = 0
+    """Dropped by the kernel because we read too slowly."""
+    events_lost: int = 0
+    """Owner events that found the ring full."""
+    undecodable_packets: int = 0
+    """Counted as ``UNDECODABLE``."""
+    evicted_flows: int = 0
+    """Flow rows that a full table let go; their bytes stay in the totals."""
+    evicted_owners: int = 0
+    """Endpoints whose owner a full table forgot."""
+    vanished_processes: int = 0
+    """Processes that ended while /proc was read: their sockets may lack a holder."""
+    denied_processes: int = 0
+    """Processes whose files we may not read, at the last look."""
+    interrupted_captures: int = 0
+    """Times an interface went away and its capture had to be opened anew."""
+    failures: int = 0
+    """Unexpected errors in a thread of ours; each is in the log with its traceback."""
+
+
+class Support(enum.Enum):
+    """A probe's answer. ``UNKNOWN`` is for a probe that could not be made."""
+
+    YES = "yes"
+    NO = "no"
+    UNKNOWN = "unknown"
+
+
+@dataclass(frozen=True, slots=True)
+class Feature:
+    """One thing that a host can or cannot do, why, and what to do about a no."""
+
+    name: str
+    support: Support
+    reason: str
+    remedy: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Features:
+    """Which rung of the ladder is in use, and why the better ones are not.
+
+    ``counting`` and ``owners`` name the rung in use (``python``; ``kprobe``, ``proc``), empty where
+    none can be had. ``rungs`` are all of them, best first.
+    """
+
+    counting: str
+    owners: str
+    rungs: tuple[Feature, ...] = field(default=())
