@@ -1,0 +1,1 @@
+"""How many? Packets into per-flow counts."""

@@ -1,0 +1,208 @@
+"""Which interfaces there are, which addresses are ours, and when that changed.
+
+Asked of the kernel by rtnetlink (rtnetlink(7)), for the network namespace of the calling thread.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import struct
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from procnet.errors import CaptureError
+from procnet.model import unmapped
+
+# linux/netlink.h, linux/rtnetlink.h
+_NETLINK_ROUTE = 0
+_NLM_F_REQUEST, _NLM_F_DUMP, _NLM_F_DUMP_INTR = 0x01, 0x300, 0x10
+_NLMSG_ERROR, _NLMSG_DONE = 2, 3
+_RTM_NEWLINK, _RTM_GETLINK, _RTM_NEWADDR, _RTM_GETADDR = 16, 18, 20, 22
+_RTMGRP_LINK, _RTMGRP_IPV4_IFADDR, _RTMGRP_IPV6_IFADDR = 0x1, 0x10, 0x100
+# linux/if_link.h, linux/if_addr.h, linux/if.h
+_IFLA_ADDRESS, _IFLA_IFNAME = 1, 3
+_IFA_ADDRESS, _IFA_LOCAL = 1, 2
+_IFF_UP, _IFF_LOOPBACK = 0x1, 0x8
+
+_HEADER = struct.Struct("=IHHII")
+_LINK = struct.Struct("=BxHiII")
+_ADDRESS = struct.Struct("=BBBBI")
+_ATTRIBUTE = struct.Struct("=HH")
+
+# The kernel fills at most 32 KiB of a reader's buffer (netlink_dump(), since Linux 4.4).
+_BUFFER_BYTES = 1 << 16
+_TIMEOUT_S = 5.0
+_DUMP_TRIES = 10
+
+
+@dataclass(frozen=True, slots=True)
+class Interface:
+    """A network interface. ``mac`` is empty where there is none; ``addresses`` are packed."""
+
+    index: int
+    name: str
+    is_up: bool
+    is_loopback: bool
+    mac: bytes
+    addresses: frozenset[bytes]
+
+
+def list_interfaces() -> list[Interface]:
+    """Every interface of this network namespace, by index.
+
+    Raises ``CaptureError`` if the kernel does not answer.
+    """
+    try:
+        links, addresses = _dump(_RTM_GETLINK), _dump(_RTM_GETADDR)
+    except OSError as error:
+        raise CaptureError(f"cannot list network interfaces by rtnetlink: {error}") from error
+    owned: dict[int, set[bytes]] = {}
+    for kind, body in addresses:
+        if kind == _RTM_NEWADDR and len(body) >= _ADDRESS.size:
+            index = _ADDRESS.unpack_from(body)[4]
+            found = dict(_attributes(body, _ADDRESS.size))
+            # On a point-to-point link IFA_ADDRESS is the other end (linux/if_addr.h).
+            address = found.get(_IFA_LOCAL) or found.get(_IFA_ADDRESS, b"")
+            if len(address) in (4, 16):
+                owned.setdefault(index, set()).add(unmapped(address))
+    interfaces = []
+    for kind, body in links:
+        if kind == _RTM_NEWLINK and len(body) >= _LINK.size:
+            index, flags = _LINK.unpack_from(body)[2:4]
+            found = dict(_attributes(body, _LINK.size))
+            interfaces.append(
+                Interface(
+                    index=index,
+                    name=os.fsdecode(found.get(_IFLA_IFNAME, b"").rstrip(b"\0")),
+                    is_up=bool(flags & _IFF_UP),
+                    is_loopback=bool(flags & _IFF_LOOPBACK),
+                    mac=found.get(_IFLA_ADDRESS, b""),
+                    addresses=frozenset(owned.get(index, ())),
+                )
+            )
+    return sorted(interfaces, key=lambda interface: interface.index)
+
+
+def default_interfaces() -> list[Interface]:
+    """What to capture on when nobody says: up, and with an address of this host, or loopback.
+
+    Ports of a bridge or a bond, and the host's ends of containers, have no address: their traffic
+    is either not this host's or seen on the interface above. Raises ``CaptureError``.
+    """
+    return [
+        interface
+        for interface in list_interfaces()
+        if interface.is_up and (interface.addresses or interface.is_loopback)
+    ]
+
+
+def local_addresses() -> frozenset[bytes]:
+    """Every address of this network namespace, packed.
+
+    Linux answers on any interface for all of them (weak host model, RFC 1122 section 3.3.4.2), so
+    direction is not decided by the addresses of one interface alone. Raises ``CaptureError``.
+    """
+    return frozenset().union(*(interface.addresses for interface in list_interfaces()))
+
+
+class InterfaceWatch:
+    """Tells when interfaces or addresses change. Raises ``CaptureError`` if it cannot be made."""
+
+    def __init__(self) -> None:
+        try:
+            self._socket = _open(_RTMGRP_LINK | _RTMGRP_IPV4_IFADDR | _RTMGRP_IPV6_IFADDR)
+        except OSError as error:
+            raise CaptureError(f"cannot watch network interfaces by rtnetlink: {error}") from error
+        self._socket.setblocking(False)
+
+    def fileno(self) -> int:
+        """To wait on: readable when something changed. -1 once closed."""
+        return self._socket.fileno()
+
+    def changed(self) -> bool:
+        """Whether anything changed since the last call. Never blocks; False once closed."""
+        changed = False
+        while self._socket.fileno() >= 0:
+            try:
+                self._socket.recv(_BUFFER_BYTES)
+            except BlockingIOError:
+                break
+            except OSError as error:
+                # The kernel had more to tell than the socket holds: what it was is lost.
+                if error.errno != errno.ENOBUFS:
+                    raise CaptureError(f"cannot watch network interfaces: {error}") from error
+            changed = True
+        return changed
+
+    def close(self) -> None:
+        """Give the socket back; a second time is harmless."""
+        self._socket.close()
+
+
+def _open(groups: int) -> socket.socket:
+    netlink = socket.socket(
+        socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _NETLINK_ROUTE
+    )
+    try:
+        netlink.bind((0, groups))
+    except OSError:
+        netlink.close()
+        raise
+    return netlink
+
+
+def _dump(request: int) -> list[tuple[int, bytes]]:
+    """(message type, body) of each answer. Raises ``OSError``."""
+    for _ in range(_DUMP_TRIES):
+        with _open(0) as netlink:
+            netlink.settimeout(_TIMEOUT_S)
+            # struct rtgenmsg, padded: one byte of family, AF_UNSPEC for all of them.
+            header = _HEADER.pack(_HEADER.size + 4, request, _NLM_F_REQUEST | _NLM_F_DUMP, 1, 0)
+            netlink.sendto(header + bytes(4), (0, 0))
+            messages, consistent = _answers(netlink)
+        if consistent:
+            return messages
+    # It changes faster than it can be read; the watch will say so again.
+    return messages
+
+
+def _answers(netlink: socket.socket) -> tuple[list[tuple[int, bytes]], bool]:
+    messages: list[tuple[int, bytes]] = []
+    consistent = True
+    while True:
+        data, (sender, _) = netlink.recvfrom(_BUFFER_BYTES)
+        if sender != 0:
+            # Any process may send to a netlink socket; only the kernel's port is 0 (netlink(7)).
+            continue
+        for kind, flags, body in parse_messages(data):
+            consistent = consistent and not flags & _NLM_F_DUMP_INTR
+            if kind == _NLMSG_DONE:
+                return messages, consistent
+            if kind == _NLMSG_ERROR:
+                number = -int.from_bytes(body[:4], sys.byteorder, signed=True)
+                raise OSError(number, os.strerror(number))
+            messages.append((kind, body))
+
+
+def parse_messages(data: bytes) -> Iterator[tuple[int, int, bytes]]:
+    """(type, flags, body) of each netlink message; stops at the first whose length is wrong."""
+    at = 0
+    while at + _HEADER.size <= len(data):
+        length, kind, flags, _, _ = _HEADER.unpack_from(data, at)
+        if length < _HEADER.size or at + length > len(data):
+            return
+        yield kind, flags, data[at + _HEADER.size : at + length]
+        at += (length + 3) & ~3
+
+
+def _attributes(body: bytes, at: int) -> Iterator[tuple[int, bytes]]:
+    while at + _ATTRIBUTE.size <= len(body):
+        length, kind = _ATTRIBUTE.unpack_from(body, at)
+        if length < _ATTRIBUTE.size or at + length > len(body):
+            return
+        # The two upper bits are flags (linux/netlink.h: NLA_TYPE_MASK).
+        yield kind & 0x3FFF, body[at + _ATTRIBUTE.size : at + length]
+        at += (length + 3) & ~3

@@ -1,0 +1,170 @@
+"""Every interface at once: opens them, reads them, and goes on when one goes or comes back."""
+
+from __future__ import annotations
+
+import logging
+import select
+import time
+from collections.abc import Sequence
+
+from procnet.capture.counter import Counter
+from procnet.capture.handle import LiveHandle
+from procnet.capture.interfaces import (
+    Interface,
+    InterfaceWatch,
+    default_interfaces,
+    list_interfaces,
+    local_addresses,
+)
+from procnet.errors import CaptureError, ProcnetError
+from procnet.model import FlowCount
+
+REOPEN_EVERY_S = 1.0
+
+_log = logging.getLogger("procnet")
+
+
+class _Listening:
+    __slots__ = ("counter", "handle", "index", "name")
+
+    def __init__(self, interface: Interface, handle: LiveHandle, counter: Counter) -> None:
+        self.name = interface.name
+        self.index = interface.index
+        self.handle = handle
+        self.counter = counter
+
+
+class Tap:
+    """Reads packets from a set of interfaces and counts them. Used by one thread only.
+
+    ``names`` are the interfaces to read, or None for those that carry this host's own addresses,
+    whichever they are at the time. Raises ``CaptureError`` for one that does not exist, and
+    ``AccessError`` where the privilege is missing.
+    """
+
+    def __init__(self, names: Sequence[str] | None, netns: int) -> None:
+        self.interruptions = 0
+        """Times that the capture of an interface ended and had to be opened anew."""
+        self.dropped_packets = 0
+        """Packets that the kernel dropped because we read too slowly, as of the last drain."""
+        self.interfaces: tuple[str, ...] = ()
+        """The names of the interfaces that are being read now."""
+        self._names = None if names is None else tuple(dict.fromkeys(names))
+        self._netns = netns
+        self._listening: dict[str, _Listening] = {}
+        self._left: list[FlowCount] = []
+        self._dropped_before_packets = 0
+        self._lost: set[str] = set()
+        self._tried_s = time.monotonic()
+        self._watch = InterfaceWatch()
+        try:
+            wanted = self._wanted()
+            missing = [name for name in self._names or () if name not in wanted]
+            if missing:
+                raise CaptureError(
+                    f"cannot capture on {missing[0]!r}: there is no such interface;"
+                    f" there are {', '.join(i.name for i in list_interfaces()) or 'none'}"
+                )
+            if not wanted:
+                raise CaptureError("cannot capture: no interface is up; name one, or bring lo up")
+            for interface in wanted.values():
+                self._open(interface)
+        except BaseException:
+            self.close()
+            raise
+
+    def wait(self, timeout_s: float) -> None:
+        """Waits for packets, counts those that are there, and follows changes of the interfaces."""
+        poller = select.poll()
+        for entry in self._listening.values():
+            poller.register(entry.handle.fileno(), select.POLLIN)
+        poller.register(self._watch.fileno(), select.POLLIN)
+        poller.poll(timeout_s * 1000)
+        for entry in list(self._listening.values()):
+            self._read(entry)
+        retry = self._lost and time.monotonic() - self._tried_s > REOPEN_EVERY_S
+        if self._watch.changed() or retry:
+            self._follow()
+
+    @property
+    def has_new_flows(self) -> bool:
+        """Has a packet come since the last drain of a flow that was not there before it?"""
+        return any(entry.counter.has_new_flows for entry in self._listening.values())
+
+    def drain(self) -> list[FlowCount]:
+        """What was counted since the last call."""
+        counts, self._left = self._left, []
+        for entry in self._listening.values():
+            counts += entry.counter.drain()
+        # Kept as a figure: another thread must never call into a handle that is being closed.
+        self.dropped_packets = self._dropped_before_packets + sum(
+            entry.handle.dropped_packets() for entry in self._listening.values()
+        )
+        return counts
+
+    def close(self) -> None:
+        """Gives everything back; what was counted can still be drained."""
+        for entry in list(self._listening.values()):
+            self._stop(entry)
+        self._watch.close()
+
+    def _wanted(self) -> dict[str, Interface]:
+        if self._names is None:
+            return {interface.name: interface for interface in default_interfaces()}
+        return {i.name: i for i in list_interfaces() if i.name in self._names}
+
+    def _open(self, interface: Interface) -> None:
+        handle = LiveHandle(interface.name)
+        counter = Counter(
+            interface.name,
+            handle.link_type,
+            self._netns,
+            local_addresses(),
+            loopback=interface.is_loopback,
+            own_mac=interface.mac or None,
+        )
+        self._listening[interface.name] = _Listening(interface, handle, counter)
+        self.interfaces = tuple(self._listening)
+
+    def _read(self, entry: _Listening) -> None:
+        try:
+            entry.handle.read(entry.counter.add)
+        except CaptureError as error:
+            _log.warning("%s", error)
+            self._interrupt(entry)
+
+    def _interrupt(self, entry: _Listening) -> None:
+        self.interruptions += 1
+        self._lost.add(entry.name)
+        self._stop(entry)
+
+    def _stop(self, entry: _Listening) -> None:
+        self._dropped_before_packets += entry.handle.dropped_packets()
+        self._left += entry.counter.drain()
+        entry.handle.close()
+        del self._listening[entry.name]
+        self.interfaces = tuple(self._listening)
+
+    def _follow(self) -> None:
+        """After a change: new addresses, interfaces that went, came back, or are others now."""
+        self._tried_s = time.monotonic()
+        wanted = self._wanted()
+        addresses = local_addresses()
+        for entry in list(self._listening.values()):
+            interface = wanted.get(entry.name)
+            if interface is not None and interface.index == entry.index:
+                entry.counter.set_local_addresses(addresses)
+            elif self._names is None and interface is None:
+                self._stop(entry)
+            else:
+                _log.warning("cannot read %s any more: it was replaced or removed", entry.name)
+                self._interrupt(entry)
+        for name, interface in wanted.items():
+            if name not in self._listening:
+                try:
+                    self._open(interface)
+                except ProcnetError as error:
+                    _log.info("%s", error)
+                    self._lost.add(name)
+                else:
+                    self._lost.discard(name)
