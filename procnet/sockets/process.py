@@ -1,0 +1,227 @@
+"""Processes as a person knows them, from /proc: name, program, user, container."""
+
+from __future__ import annotations
+
+import math
+import os
+import pwd
+import re
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from cachetools import LRUCache
+
+from procnet.model import Process, ProcessId
+from procnet.sockets.container import container_of
+from procnet.sockets.pids import process_directory, raise_if_ours, read_at, stat_at
+
+_CMDLINE_LIMIT_BYTES = 64 * 1024
+_CGROUP_LIMIT_BYTES = 64 * 1024
+_STATUS_LIMIT_BYTES = 16 * 1024
+_USERS_KEPT = 1024
+
+# The name in /proc/PID/status is escaped (proc_task_name, fs/proc/array.c): it cannot forge a line.
+_REAL_UID = re.compile(rb"^Uid:\t([0-9]{1,10})\t", re.MULTILINE)
+_DELETED = " (deleted)"
+
+
+def _user_name(uid: int) -> str:
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return ""
+
+
+@dataclass(frozen=True, slots=True)
+class _Row:
+    process: Process
+    read_at_s: float
+    """When /proc was asked last; minus infinity for never."""
+    told: bool
+    """What we know comes from kernel events, nothing from /proc."""
+
+
+class ProcessTable:
+    """(pid, start time) -> Process, remembered for the ``max_processes`` used last.
+
+    A row older than ``refresh_s`` (seconds by ``timer``) is read again, because exec(2) changes
+    name and program; a process that has ended keeps its last good row. ``user_name`` turns a uid
+    into a name, empty for none; its answers are kept. Not thread-safe.
+    """
+
+    def __init__(
+        self,
+        root: str | os.PathLike[str] = "/proc",
+        max_processes: int = 16384,
+        *,
+        refresh_s: float = 2.0,
+        timer: Callable[[], float] = time.monotonic,
+        user_name: Callable[[int], str] = _user_name,
+    ) -> None:
+        self._root = os.fspath(root)
+        self._refresh_s = refresh_s
+        self._timer = timer
+        self._user_name = user_name
+        self._rows: LRUCache[ProcessId, _Row] = LRUCache(max_processes)
+        self._users: LRUCache[int, str] = LRUCache(_USERS_KEPT)
+
+    def get(self, process: ProcessId) -> Process | None:
+        """All that can be learnt about this process, None if nothing can.
+
+        Never the row of another process: a pid that was given to another one since answers as one
+        that has ended. Fields that this user may not read are empty. ``exe`` is the path that was
+        executed, without the `` (deleted)`` that the kernel appends once the file is gone;
+        ``cmdline`` is cut after 64 KiB; ``uid`` is the real one. ``cgroup`` is the path in the
+        unified hierarchy or else in systemd's own (v1). Text that is not UTF-8 shows as ``\\xNN``.
+
+        Raises OSError if this process is out of descriptors or memory.
+        """
+        row = self._rows.get(process)
+        now_s = self._timer()
+        if row is not None and now_s - row.read_at_s < self._refresh_s:
+            return row.process
+        fresh = self._read(process)
+        if fresh is None:
+            if row is None:
+                return None
+            # Asking again before the next refresh would fail again.
+            self._rows[process] = replace(row, read_at_s=now_s)
+            return row.process
+        if row is not None:
+            fresh = _fuller(fresh, row.process)
+        self._rows[process] = _Row(fresh, now_s, told=False)
+        return fresh
+
+    def remember(self, process: Process) -> None:
+        """Keeps what a kernel event told about a process that /proc may never show.
+
+        It only adds: a field that is known is not replaced by an empty one, and nothing that /proc
+        told is replaced.
+        """
+        row = self._rows.get(process.id)
+        if row is None:
+            self._rows[process.id] = _Row(self._with_user(process), -math.inf, told=True)
+        elif row.told:
+            merged = self._with_user(_filled(process, row.process))
+            self._rows[process.id] = _Row(merged, row.read_at_s, told=True)
+        else:
+            merged = self._with_user(_filled(row.process, process))
+            self._rows[process.id] = _Row(merged, row.read_at_s, told=False)
+
+    def current(self, pid: int) -> ProcessId | None:
+        """The process that has this number now; None if there is none.
+
+        Raises OSError if this process is out of descriptors or memory.
+        """
+        try:
+            with process_directory(self._root, pid) as directory:
+                return ProcessId(pid, stat_at(directory).start_time_ns)
+        except (OSError, ValueError) as error:
+            raise_if_ours(error)
+            return None
+
+    def _read(self, process: ProcessId) -> Process | None:
+        try:
+            with process_directory(self._root, process.pid) as directory:
+                stat = stat_at(directory)
+                if stat.start_time_ns != process.start_time_ns:
+                    return None
+                # All through this one descriptor, which no later process of that number answers
+                # by (see pids.py): if ours ends now, fields stay empty and none is a stranger's.
+                exe = _link(directory, "exe")
+                cmdline = _content(directory, "cmdline", _CMDLINE_LIMIT_BYTES)
+                status = _content(directory, "status", _STATUS_LIMIT_BYTES)
+                cgroup = _cgroup_path(_content(directory, "cgroup", _CGROUP_LIMIT_BYTES))
+        except (OSError, ValueError) as error:
+            raise_if_ours(error)
+            return None
+        real_uid = _REAL_UID.search(status)
+        return self._with_user(
+            Process(
+                pid=process.pid,
+                start_time_ns=process.start_time_ns,
+                name=_text(stat.name),
+                exe=exe,
+                cmdline=_arguments(cmdline),
+                uid=int(real_uid[1]) if real_uid else None,
+                parent_pid=stat.parent_pid,
+                cgroup=cgroup,
+                container=container_of(cgroup),
+            )
+        )
+
+    def _with_user(self, process: Process) -> Process:
+        if process.user or process.uid is None:
+            return process
+        user = self._users.get(process.uid)
+        if user is None:
+            user = self._users[process.uid] = self._user_name(process.uid)
+        return replace(process, user=user)
+
+
+def _filled(row: Process, other: Process) -> Process:
+    """``row``, with what it lacks taken from ``other``."""
+    return Process(
+        pid=row.pid,
+        start_time_ns=row.start_time_ns,
+        name=row.name or other.name,
+        exe=row.exe or other.exe,
+        cmdline=row.cmdline or other.cmdline,
+        uid=other.uid if row.uid is None else row.uid,
+        user=row.user or (other.user if row.uid is None or row.uid == other.uid else ""),
+        parent_pid=row.parent_pid or other.parent_pid,
+        cgroup=row.cgroup or other.cgroup,
+        container=row.container or (other.container if not row.cgroup else ""),
+    )
+
+
+def _fuller(fresh: Process, known: Process) -> Process:
+    """A process that has no program any more is ending: its memory is gone, its row need not be."""
+    if known.exe and not fresh.exe:
+        return known
+    return fresh if fresh.uid is not None else _filled(fresh, known)
+
+
+def _text(raw: bytes) -> str:
+    return raw.decode("utf-8", "backslashreplace")
+
+
+def _link(directory: int, name: str) -> str:
+    try:
+        target = os.readlink(os.fsencode(name), dir_fd=directory)
+    except OSError as error:
+        raise_if_ours(error)
+        return ""
+    return _text(target).removesuffix(_DELETED)
+
+
+def _content(directory: int, name: str, limit_bytes: int) -> bytes:
+    try:
+        return read_at(directory, name, limit_bytes)
+    except OSError as error:
+        raise_if_ours(error)
+        return b""
+
+
+def _arguments(cmdline: bytes) -> tuple[str, ...]:
+    """argv. A program that overwrote it (setproctitle) shows as one argument."""
+    stripped = cmdline[:-1] if cmdline.endswith(b"\0") else cmdline
+    return tuple(_text(argument) for argument in stripped.split(b"\0")) if stripped else ()
+
+
+def _cgroup_path(text: bytes) -> str:
+    """The most telling path of /proc/PID/cgroup, man cgroups(7): ``ID:CONTROLLERS:PATH`` lines.
+
+    On a hybrid host the unified hierarchy may be mounted and unused: a root path says nothing as
+    long as another hierarchy says more.
+    """
+    paths: dict[str, str] = {}
+    for line in _text(text).split("\n"):
+        hierarchy, _, rest = line.partition(":")
+        controllers, _, path = rest.partition(":")
+        if path.startswith("/"):
+            key = "unified" if hierarchy == "0" and not controllers else controllers
+            paths.setdefault(key, path.removesuffix(_DELETED))
+    found = [paths[key] for key in ("unified", "name=systemd", "memory") if key in paths]
+    return next((path for path in found if path != "/"), found[0] if found else "")
