@@ -1,0 +1,498 @@
+// SPDX-License-Identifier: GPL-2.0 OR BSD-2-Clause
+/*
+ * Whose socket is it? kprobes for kernels without BTF, compiled by BCC against the headers of the
+ * running kernel. Events only: a record leaves when a (socket, five-tuple) has a new user, so that
+ * what a call costs is a lookup. README.md has the table of hooks.
+ *
+ * Every hook runs in process context: `current` is the actor, or a kernel thread (flagged).
+ * Needs 5.8: ring buffer (457f44363a88), bpf_ktime_get_boot_ns (71d19214776e), and with them
+ * task->start_boottime (5.5, cf25e24db61c) and a plain sk_protocol (5.6, bf9765145b85).
+ */
+#include <linux/in.h>
+#include <linux/in6.h>
+#include <linux/ip.h>
+#include <linux/ipv6.h>
+#include <linux/nsproxy.h>
+#include <linux/sched.h>
+#include <linux/skbuff.h>
+#include <linux/socket.h>
+#include <linux/udp.h>
+#include <net/inet_sock.h>
+#include <net/net_namespace.h>
+#include <net/sock.h>
+
+#include "procnet.h"
+
+/* 4 MiB of events of 120 bytes: 34,000 of them between two reads. */
+#define RING_PAGES 1024
+#define USERS 65536
+
+/* What an event stands for. The inode number is unique in all namespaces: sockfs is one. */
+struct procnet_use {
+	u64 socket;
+	struct procnet_tuple tuple;
+};
+
+struct procnet_user {
+	u64 start_ns;
+	u64 tgid;
+};
+
+BPF_RINGBUF_OUTPUT(events, RING_PAGES);
+BPF_TABLE("lru_hash", struct procnet_use, struct procnet_user, users, USERS);
+/* Events that found the ring full. User space maps it. */
+BPF_F_TABLE("array", u32, u64, lost, 1, BPF_F_MMAPABLE);
+
+/* The few fields of a socket that we want, read once. */
+struct procnet_sock {
+	struct sock *sk;
+	u64 inode;
+	u16 type;
+	u16 protocol;
+	u16 local_port;
+	u16 remote_port;
+	u16 family;
+	__be32 local4;
+	__be32 remote4;
+};
+
+#define GET(to, from) bpf_probe_read_kernel(&(to), sizeof(to), from)
+
+static inline void set_ipv4(u8 *to, __be32 address)
+{
+	__builtin_memset(to, 0, 10);
+	to[10] = to[11] = 0xff;
+	__builtin_memcpy(to + 12, &address, 4);
+}
+
+static inline bool is_any(const u8 *address)
+{
+	const u32 *word = (const u32 *)address;
+
+	return !word[0] && !word[1] && !word[3] && (!word[2] || word[2] == bpf_htonl(0xffff));
+}
+
+static inline bool is_mapped(const u8 *address)
+{
+	const u32 *word = (const u32 *)address;
+
+	return !word[0] && !word[1] && word[2] == bpf_htonl(0xffff);
+}
+
+/* The inode in socket:[...] of /proc/PID/fd; 0 while the socket has no file (not yet accepted). */
+static inline u64 socket_inode(struct sock *sk)
+{
+	struct socket *socket = NULL;
+	unsigned long inode = 0;
+
+	GET(socket, &sk->sk_socket);
+	if (!socket)
+		return 0;
+	GET(inode, (void *)socket - offsetof(struct socket_alloc, socket) +
+			    offsetof(struct socket_alloc, vfs_inode) + offsetof(struct inode, i_ino));
+	return inode;
+}
+
+static inline bool read_sock(struct procnet_sock *to, struct sock *sk)
+{
+	__be16 local_port = 0, remote_port = 0;
+
+	to->sk = sk;
+	GET(to->family, &sk->__sk_common.skc_family);
+	if (to->family != AF_INET && to->family != AF_INET6)
+		return false;
+	GET(to->type, &sk->sk_type);
+	GET(to->protocol, &sk->sk_protocol);
+	/* Not skc_num: it is 0 again when a reset has closed the connection (__inet_put_port). */
+	GET(local_port, &((struct inet_sock *)sk)->inet_sport);
+	GET(remote_port, &sk->__sk_common.skc_dport);
+	to->local_port = bpf_ntohs(local_port);
+	to->remote_port = bpf_ntohs(remote_port);
+	GET(to->local4, &sk->__sk_common.skc_rcv_saddr);
+	GET(to->remote4, &sk->__sk_common.skc_daddr);
+	to->inode = socket_inode(sk);
+	return true;
+}
+
+static inline bool is_ping(const struct procnet_sock *sock)
+{
+	return sock->type == SOCK_DGRAM &&
+	       (sock->protocol == IPPROTO_ICMP || sock->protocol == IPPROTO_ICMPV6);
+}
+
+/* The socket's own idea of its tuple, as an IPv4 socket would say it or as an IPv6 one. */
+static inline void own_tuple(struct procnet_tuple *to, const struct procnet_sock *sock, bool ipv4)
+{
+	__builtin_memset(to, 0, sizeof(*to));
+	to->protocol = sock->protocol;
+	if (ipv4) {
+		set_ipv4(to->local_address, sock->local4);
+		set_ipv4(to->remote_address, sock->remote4);
+	} else {
+		GET(to->local_address, &sock->sk->__sk_common.skc_v6_rcv_saddr);
+		GET(to->remote_address, &sock->sk->__sk_common.skc_v6_daddr);
+	}
+	/* The port of a raw socket is its protocol (inet_create). */
+	if (sock->type != SOCK_RAW) {
+		to->local_port = sock->local_port;
+		to->remote_port = sock->remote_port;
+	}
+	/* The kernel never sends from the group that a socket is bound to. */
+	if (to->local_address[0] == 0xff)
+		__builtin_memset(to->local_address, 0, 16);
+	else if (is_mapped(to->local_address) && (to->local_address[12] & 0xf0) == 0xe0)
+		set_ipv4(to->local_address, 0);
+}
+
+/*
+ * Without a peer neither address nor port: tcp_disconnect() after a refused connect leaves the
+ * address behind. An ICMP id is both ports, once there is a peer.
+ */
+static inline void settle_peer(struct procnet_tuple *tuple, const struct procnet_sock *sock)
+{
+	bool has_port = sock->type != SOCK_RAW && !is_ping(sock);
+
+	if (is_any(tuple->remote_address) || (has_port && !tuple->remote_port)) {
+		__builtin_memset(tuple->remote_address, 0, 16);
+		tuple->remote_port = 0;
+	} else if (is_ping(sock)) {
+		tuple->remote_port = tuple->local_port;
+	}
+}
+
+static inline void fill_event(struct procnet_owner_event *event, const struct procnet_sock *sock,
+			      const struct procnet_tuple *tuple, u8 kind)
+{
+	struct task_struct *task = (struct task_struct *)bpf_get_current_task();
+	struct task_struct *leader = NULL;
+	struct net *net = NULL;
+	u64 ids = bpf_get_current_pid_tgid();
+	unsigned int flags = 0;
+
+	__builtin_memset(event, 0, sizeof(*event));
+	GET(leader, &task->group_leader);
+	GET(flags, &task->flags);
+	GET(net, &sock->sk->__sk_common.skc_net);
+	event->layout = PROCNET_LAYOUT;
+	event->kind = kind;
+	event->flags = flags & PF_KTHREAD ? PROCNET_FLAG_KERNEL : 0;
+	GET(event->netns, &net->ns.inum);
+	event->time_ns = bpf_ktime_get_boot_ns();
+	GET(event->start_ns, &leader->start_boottime);
+	event->inode = sock->inode;
+	event->cgroup_id = bpf_get_current_cgroup_id();
+	event->tgid = ids >> 32;
+	event->tid = ids;
+	event->uid = bpf_get_current_uid_gid();
+	__builtin_memcpy(&event->tuple, tuple, sizeof(*tuple));
+	GET(event->comm, &leader->comm);
+}
+
+/* False if the ring is full, which is counted. */
+static inline bool submit(const struct procnet_sock *sock, const struct procnet_tuple *tuple,
+			  u8 kind)
+{
+	struct procnet_owner_event *event = events.ringbuf_reserve(sizeof(*event));
+
+	if (!event) {
+		u32 first = 0;
+		u64 *count = lost.lookup(&first);
+
+		if (count)
+			__sync_fetch_and_add(count, 1);
+		return false;
+	}
+	fill_event(event, sock, tuple, kind);
+	events.ringbuf_submit(event, 0);
+	return true;
+}
+
+static inline void set_use(struct procnet_use *use, const struct procnet_sock *sock,
+			   const struct procnet_tuple *tuple)
+{
+	use->socket = sock->inode ? sock->inode : (u64)sock->sk;
+	__builtin_memcpy(&use->tuple, tuple, sizeof(*tuple));
+}
+
+/* Tells user space, unless the same process was the last to use the same tuple of the socket. */
+static inline int tell(const struct procnet_sock *sock, struct procnet_tuple *tuple, u8 kind)
+{
+	struct task_struct *task = (struct task_struct *)bpf_get_current_task();
+	struct task_struct *leader = NULL;
+	struct procnet_user *last, user = {.tgid = bpf_get_current_pid_tgid() >> 32};
+	struct procnet_use use;
+
+	settle_peer(tuple, sock);
+	set_use(&use, sock, tuple);
+	GET(leader, &task->group_leader);
+	GET(user.start_ns, &leader->start_boottime);
+	last = users.lookup(&use);
+	if (last && last->tgid == user.tgid && last->start_ns == user.start_ns)
+		return 0;
+	/* A lost event is told again at the next call. */
+	if (submit(sock, tuple, kind))
+		users.update(&use, &user);
+	return 0;
+}
+
+static inline int tell_connected(struct sock *sk, u8 kind)
+{
+	struct procnet_sock sock = {};
+	struct procnet_tuple tuple;
+
+	if (!read_sock(&sock, sk) || !sock.remote_port)
+		return 0;
+	own_tuple(&tuple, &sock, sock.family == AF_INET);
+	return tell(&sock, &tuple, kind);
+}
+
+/*
+ * Not noted as a use: accept() says who may use the connection, and the first to do so, be it the
+ * acceptor or a child of it, is told as well.
+ */
+static inline int tell_accepted(struct sock *sk)
+{
+	struct procnet_sock sock = {};
+	struct procnet_tuple tuple;
+
+	if (!read_sock(&sock, sk) || !sock.remote_port)
+		return 0;
+	own_tuple(&tuple, &sock, sock.family == AF_INET);
+	settle_peer(&tuple, &sock);
+	submit(&sock, &tuple, PROCNET_ACCEPT);
+	return 0;
+}
+
+/* TCP -------------------------------------------------------------------------------------------*/
+
+/* The port is chosen, the tuple complete, the SYN not yet sent. */
+int on_tcp_connect(struct pt_regs *ctx, struct sock *sk)
+{
+	return tell_connected(sk, PROCNET_CONNECT);
+}
+
+/*
+ * accept() gives the child its file (sock_graft). Instead of a kretprobe on inet_csk_accept: an
+ * entry probe has no slots that blocked accepters could use up, sees those that blocked before we
+ * came, and the inode is known. AF_UNIX and others come here too; read_sock() refuses them.
+ */
+int on_sock_graft(struct pt_regs *ctx, struct sock *sk)
+{
+	return tell_accepted(sk);
+}
+
+/* For a kernel without CONFIG_SECURITY_NETWORK. The child has no inode yet. */
+int on_csk_accept_return(struct pt_regs *ctx)
+{
+	struct sock *sk = (struct sock *)PT_REGS_RC(ctx);
+
+	return sk ? tell_accepted(sk) : 0;
+}
+
+int on_tcp_sendmsg(struct pt_regs *ctx, struct sock *sk)
+{
+	return tell_connected(sk, PROCNET_SEND);
+}
+
+int on_tcp_recvmsg(struct pt_regs *ctx, struct sock *sk)
+{
+	return tell_connected(sk, PROCNET_RECEIVE);
+}
+
+int on_tcp_splice_read(struct pt_regs *ctx, struct socket *socket)
+{
+	struct sock *sk = NULL;
+
+	GET(sk, &socket->sk);
+	return sk ? tell_connected(sk, PROCNET_RECEIVE) : 0;
+}
+
+/* Datagrams going out ---------------------------------------------------------------------------*/
+
+/* Where to, if the caller said so; the kernel has copied it (move_addr_to_kernel). */
+static inline void *message_name(struct msghdr *message)
+{
+	void *name = NULL;
+
+	GET(name, &message->msg_name);
+	return name;
+}
+
+/* Also an AF_INET6 socket that sends to a mapped address: udpv6_sendmsg() calls udp_sendmsg(). */
+static inline int tell_send4(struct sock *sk, struct msghdr *message)
+{
+	struct procnet_sock sock = {};
+	struct procnet_tuple tuple;
+	struct sockaddr_in to = {};
+	void *name = message_name(message);
+
+	if (!read_sock(&sock, sk))
+		return 0;
+	own_tuple(&tuple, &sock, true);
+	if (name) {
+		GET(to, name);
+		set_ipv4(tuple.remote_address, to.sin_addr.s_addr);
+		tuple.remote_port = sock.type == SOCK_RAW ? 0 : bpf_ntohs(to.sin_port);
+	}
+	return tell(&sock, &tuple, PROCNET_SEND);
+}
+
+static inline int tell_send6(struct sock *sk, struct msghdr *message)
+{
+	struct procnet_sock sock = {};
+	struct procnet_tuple tuple;
+	struct sockaddr_in6 to = {};
+	void *name = message_name(message);
+
+	if (!read_sock(&sock, sk))
+		return 0;
+	own_tuple(&tuple, &sock, false);
+	if (name) {
+		GET(to, name);
+		if (to.sin6_family == AF_INET)
+			return 0; /* udp_sendmsg() is next and tells it */
+		__builtin_memcpy(tuple.remote_address, &to.sin6_addr, 16);
+		/* :: as a destination is ::1 (udpv6_sendmsg, rawv6_sendmsg) */
+		if (is_any(tuple.remote_address))
+			tuple.remote_address[15] = 1;
+		tuple.remote_port = sock.type == SOCK_RAW ? 0 : bpf_ntohs(to.sin6_port);
+	}
+	if (is_mapped(tuple.remote_address))
+		return 0; /* as above */
+	return tell(&sock, &tuple, PROCNET_SEND);
+}
+
+int on_udp_sendmsg(struct pt_regs *ctx, struct sock *sk, struct msghdr *message)
+{
+	return tell_send4(sk, message);
+}
+
+int on_udpv6_sendmsg(struct pt_regs *ctx, struct sock *sk, struct msghdr *message)
+{
+	return tell_send6(sk, message);
+}
+
+int on_raw_sendmsg(struct pt_regs *ctx, struct sock *sk, struct msghdr *message)
+{
+	return tell_send4(sk, message);
+}
+
+int on_rawv6_sendmsg(struct pt_regs *ctx, struct sock *sk, struct msghdr *message)
+{
+	return tell_send6(sk, message);
+}
+
+int on_ping_v4_sendmsg(struct pt_regs *ctx, struct sock *sk, struct msghdr *message)
+{
+	return tell_send4(sk, message);
+}
+
+int on_ping_v6_sendmsg(struct pt_regs *ctx, struct sock *sk, struct msghdr *message)
+{
+	return tell_send6(sk, message);
+}
+
+/* Datagrams coming in ---------------------------------------------------------------------------*/
+
+struct procnet_headers {
+	unsigned char *network;
+	unsigned char *transport;
+};
+
+static inline void read_headers(struct procnet_headers *to, struct sk_buff *skb)
+{
+	unsigned char *head = NULL;
+	u16 network = 0, transport = 0;
+
+	GET(head, &skb->head);
+	GET(network, &skb->network_header);
+	GET(transport, &skb->transport_header);
+	to->network = head + network;
+	to->transport = head + transport;
+}
+
+/* The packet came from the remote end to the local one. */
+static inline bool read_addresses(struct procnet_tuple *to, unsigned char *network)
+{
+	struct iphdr ip4 = {};
+	struct ipv6hdr ip6 = {};
+
+	GET(ip4, network);
+	if (ip4.version == 4) {
+		set_ipv4(to->local_address, ip4.daddr);
+		set_ipv4(to->remote_address, ip4.saddr);
+		return true;
+	}
+	if (ip4.version != 6)
+		return false;
+	GET(ip6, network);
+	__builtin_memcpy(to->local_address, &ip6.daddr, 16);
+	__builtin_memcpy(to->remote_address, &ip6.saddr, 16);
+	return true;
+}
+
+/* The taker of a datagram, with the tuple that the datagram has. */
+int on_skb_consume_udp(struct pt_regs *ctx, struct sock *sk, struct sk_buff *skb)
+{
+	struct procnet_sock sock = {};
+	struct procnet_tuple tuple = {};
+	struct procnet_headers headers;
+	struct udphdr udp = {};
+
+	if (!read_sock(&sock, sk))
+		return 0;
+	read_headers(&headers, skb);
+	if (!read_addresses(&tuple, headers.network))
+		return 0;
+	GET(udp, headers.transport);
+	tuple.protocol = sock.protocol;
+	tuple.local_port = bpf_ntohs(udp.dest);
+	tuple.remote_port = bpf_ntohs(udp.source);
+	return tell(&sock, &tuple, PROCNET_RECEIVE);
+}
+
+/*
+ * raw_recvmsg(), rawv6_recvmsg() and ping_recvmsg() end here, with the packet. A raw ICMP socket
+ * gets copies of what others asked for, so it claims no id (ports stay 0); a ping socket only gets
+ * its own.
+ */
+int on_skb_free_datagram(struct pt_regs *ctx, struct sock *sk, struct sk_buff *skb)
+{
+	struct procnet_sock sock = {};
+	struct procnet_tuple tuple = {};
+	struct procnet_headers headers;
+
+	if (!read_sock(&sock, sk) || (sock.type != SOCK_RAW && !is_ping(&sock)))
+		return 0;
+	read_headers(&headers, skb);
+	if (!read_addresses(&tuple, headers.network))
+		return 0;
+	tuple.protocol = sock.protocol;
+	if (is_ping(&sock))
+		tuple.local_port = sock.local_port;
+	return tell(&sock, &tuple, PROCNET_RECEIVE);
+}
+
+/* The end --------------------------------------------------------------------------------------*/
+
+/*
+ * The last holder closes; the socket still has its tuple. Told every time. inet6_release() comes
+ * here too. A close that the kernel put off (fput from a kernel thread) is flagged as the kernel's.
+ */
+int on_inet_release(struct pt_regs *ctx, struct socket *socket)
+{
+	struct procnet_sock sock = {};
+	struct procnet_tuple tuple;
+	struct procnet_use use;
+	struct sock *sk = NULL;
+
+	GET(sk, &socket->sk);
+	if (!sk || !read_sock(&sock, sk) || (sock.type != SOCK_RAW && !sock.local_port))
+		return 0;
+	own_tuple(&tuple, &sock, sock.family == AF_INET);
+	settle_peer(&tuple, &sock);
+	set_use(&use, &sock, &tuple);
+	users.delete(&use);
+	submit(&sock, &tuple, PROCNET_CLOSE);
+	return 0;
+}

@@ -1,0 +1,74 @@
+/* SPDX-License-Identifier: GPL-2.0 OR BSD-2-Clause */
+/*
+ * The contract between the BPF programs and user space. Its mirror is procnet/bpf/layout.py; a test
+ * compiles this file and compares the two. Fixed widths, explicit padding, no implicit tail.
+ * Change PROCNET_LAYOUT with any change here: user space reads no record of another layout.
+ */
+#ifndef PROCNET_H
+#define PROCNET_H
+
+/* A CO-RE program includes vmlinux.h first, which has these types. */
+#ifndef __VMLINUX_H__
+#include <linux/types.h>
+#endif
+
+#define PROCNET_LAYOUT 1
+
+#define PROCNET_COMM_LEN 16 /* TASK_COMM_LEN */
+
+/* The numbers of procnet.model.EventKind. */
+enum procnet_event_kind {
+	PROCNET_CONNECT = 1,
+	PROCNET_ACCEPT = 2,
+	PROCNET_SEND = 3,
+	PROCNET_RECEIVE = 4,
+	PROCNET_CLOSE = 5,
+};
+
+/* The actor is a kernel thread: there is no process to name. */
+#define PROCNET_FLAG_KERNEL 1
+
+/*
+ * Both addresses are 16 bytes long, IPv4 in its mapped form (::ffff:a.b.c.d). A local wildcard
+ * keeps the family, :: or ::ffff:0.0.0.0; a remote one means that the hook does not know the peer.
+ * Ports are in host order; 0 for raw sockets. A ping socket has its ICMP id as both.
+ */
+struct procnet_tuple {
+	__u8 local_address[16];
+	__u8 remote_address[16];
+	__u16 local_port;
+	__u16 remote_port;
+	__u8 protocol;
+	__u8 pad[3];
+};
+
+struct procnet_owner_event {
+	__u16 layout; /* PROCNET_LAYOUT */
+	__u8 kind;    /* enum procnet_event_kind */
+	__u8 flags;
+	__u32 netns;       /* inode of the socket's network namespace */
+	__u64 time_ns;     /* CLOCK_BOOTTIME */
+	__u64 start_ns;    /* start_boottime of the thread group leader */
+	__u64 inode;       /* of the socket file, 0 where there is none yet */
+	__u64 cgroup_id;   /* cgroup v2, of the actor */
+	__u32 tgid;        /* in the initial pid namespace */
+	__u32 tid;
+	__u32 uid;         /* in the initial user namespace */
+	__u32 pad;
+	struct procnet_tuple tuple;
+	__u8 comm[PROCNET_COMM_LEN]; /* of the thread group leader; any bytes, NUL-terminated if shorter */
+};
+
+#define PROCNET_AT(member, offset)                                                                 \
+	_Static_assert(__builtin_offsetof(struct procnet_owner_event, member) == (offset),         \
+		       "layout of procnet_owner_event." #member)
+
+_Static_assert(sizeof(struct procnet_tuple) == 40, "size of procnet_tuple");
+_Static_assert(sizeof(struct procnet_owner_event) == 112, "size of procnet_owner_event");
+PROCNET_AT(layout, 0);
+PROCNET_AT(time_ns, 8);
+PROCNET_AT(tgid, 40);
+PROCNET_AT(tuple, 56);
+PROCNET_AT(comm, 96);
+
+#endif

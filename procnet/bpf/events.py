@@ -1,0 +1,84 @@
+"""Records of the ring become owner events."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+
+from procnet.bpf import layout
+from procnet.errors import LayoutError
+from procnet.model import (
+    CLOCK_TICK_NS,
+    IPV4_WILDCARD,
+    IPV6_WILDCARD,
+    EventKind,
+    OwnerEvent,
+    ProcessId,
+    unmapped,
+)
+
+_CLOCK_PAIRS = 5
+_WILDCARDS = (IPV4_WILDCARD, IPV6_WILDCARD)
+
+
+def boot_to_wall_ns() -> int:
+    """What to add to CLOCK_BOOTTIME, which events are stamped with, to get the wall clock."""
+    # The second clock is read late by however long we were away: the smallest difference is the
+    # nearest to the truth.
+    return min(
+        -time.clock_gettime_ns(time.CLOCK_BOOTTIME) + time.time_ns() for _ in range(_CLOCK_PAIRS)
+    )
+
+
+def comm_text(comm: bytes) -> str:
+    """The name of a process, which may be any bytes: ``b"caf\\xff\\0…"`` gives ``caf\\xff``."""
+    return comm.partition(b"\0")[0].decode("utf-8", "backslashreplace")
+
+
+def decode_event(record: bytes, wall_offset_ns: int) -> OwnerEvent | None:
+    """One record, or None if it does not say what happened.
+
+    Raises LayoutError for a record of another size or layout version than ours.
+    """
+    if len(record) != layout.OWNER_EVENT.size:
+        raise LayoutError(
+            f"a record of the BPF program has {len(record)} bytes, not {layout.OWNER_EVENT.size}:"
+            " reinstall procnet, its C sources and its Python modules are not of one version"
+        )
+    raw = layout.RawEvent._make(layout.OWNER_EVENT.unpack(record))
+    if raw.layout != layout.LAYOUT:
+        raise LayoutError(
+            f"a record of the BPF program has layout {raw.layout}, not {layout.LAYOUT}:"
+            " reinstall procnet, its C sources and its Python modules are not of one version"
+        )
+    try:
+        kind = EventKind(raw.kind)
+    except ValueError:
+        return None
+    remote_address, remote_port = unmapped(raw.remote_address), raw.remote_port
+    if remote_address in _WILDCARDS:
+        remote_address, remote_port = b"", 0
+    return OwnerEvent(
+        time_ns=raw.time_ns + wall_offset_ns,
+        kind=kind,
+        netns=raw.netns,
+        protocol=raw.protocol,
+        local_address=unmapped(raw.local_address),
+        local_port=raw.local_port,
+        remote_address=remote_address,
+        remote_port=remote_port,
+        inode=raw.inode,
+        process=ProcessId(raw.tgid, raw.start_ns - raw.start_ns % CLOCK_TICK_NS),
+        name=comm_text(raw.comm),
+        uid=raw.uid,
+        cgroup_id=raw.cgroup_id,
+        kernel=bool(raw.flags & layout.FLAG_KERNEL),
+    )
+
+
+def decode_events(records: Iterable[bytes]) -> tuple[list[OwnerEvent], int]:
+    """The events of one batch, and how many records said nothing that we know."""
+    wall_offset_ns = boot_to_wall_ns()
+    decoded = [decode_event(record, wall_offset_ns) for record in records]
+    events = [event for event in decoded if event is not None]
+    return events, len(decoded) - len(events)

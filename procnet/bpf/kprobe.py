@@ -1,0 +1,127 @@
+"""Owner events by kprobes, compiled by BCC: for kernels without BTF, or when asked for."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+
+from procnet import features
+from procnet.bpf.child import Answer, ask, obstacle_in
+from procnet.bpf.events import decode_events
+from procnet.bpf.host import Host, Obstacle, find_obstacle
+from procnet.bpf.ring import Counter, Ring
+from procnet.bpf.source import source_directory
+from procnet.errors import LoadError
+from procnet.model import Feature, OwnerEvent
+
+_NAME = "kprobe"
+
+
+def probe(host: Host | None = None) -> Feature:
+    """Whether this host can have kprobe owners: by looking, then by attaching a line with bcc."""
+    host = host or Host()
+    obstacle = find_obstacle(host) or obstacle_in(ask(host), host)
+    if obstacle:
+        return features.no(_NAME, obstacle.reason, obstacle.remedy)
+    return features.yes(_NAME, "kprobes, the headers of this kernel and bcc are here")
+
+
+class KprobeOwners:
+    """Who uses which socket, told by kprobes. Any thread may read or close it."""
+
+    def __init__(
+        self, answer: Answer, ring: Ring, lost: Counter, held: contextlib.ExitStack
+    ) -> None:
+        """Use open()."""
+        self.hooks: tuple[str, ...] = tuple(answer.message["hooks"])
+        self._why_missing: dict[str, str] = answer.message["missing"]
+        self._descriptor = answer.descriptors[0]
+        self._ring = ring
+        self._lost = lost
+        self._held = held
+        self._lock = threading.Lock()
+        self._unknown_records = 0
+        self._final_loss: int | None = None
+
+    @classmethod
+    def open(cls, host: Host | None = None) -> KprobeOwners:
+        """Compile and attach; 2 s or more, in a child process that is gone afterwards.
+
+        Raises UnsupportedError, AccessError or LoadError: what is missing and what to do.
+        """
+        host = host or Host()
+        obstacle = find_obstacle(host)
+        if obstacle:
+            raise _as_error(obstacle)
+        answer = ask(host, source_directory())
+        with contextlib.ExitStack() as held:
+            held.callback(_close_all, answer.descriptors)
+            obstacle = obstacle_in(answer, host)
+            if obstacle:
+                raise _as_error(obstacle)
+            try:
+                # The child passes the ring, the counter of lost events, then the probes.
+                ring = Ring(answer.descriptors[0], host.proc_root)
+                held.callback(ring.close)
+                lost = Counter(answer.descriptors[1])
+                held.callback(lost.close)
+            except OSError as error:
+                raise LoadError(f"kprobes: the ring of events cannot be mapped: {error}") from error
+            return cls(answer, ring, lost, held.pop_all())
+
+    @property
+    def missing_hooks(self) -> tuple[str, ...]:
+        """Hooks that this kernel does not have; feature() says why."""
+        return tuple(self._why_missing)
+
+    def feature(self) -> Feature:
+        """What it is, with what is missing of it."""
+        reason = f"{len(self.hooks)} hooks attached"
+        if self._why_missing:
+            missing = ", ".join(f"{hook} ({why})" for hook, why in self._why_missing.items())
+            reason += f"; without {missing}"
+        return features.yes(_NAME, reason)
+
+    def fileno(self) -> int:
+        """For select and poll: readable when there are events to read. -1 when closed."""
+        with self._lock:
+            return -1 if self._final_loss is not None else self._descriptor
+
+    def read(self) -> list[OwnerEvent]:
+        """What has happened since the last call, oldest first; never waits, empty when closed.
+
+        Raises LayoutError if the kernel's records are not ours.
+        """
+        with self._lock:
+            if self._final_loss is not None:
+                return []
+            events, unknown = decode_events(self._ring.read())
+            self._unknown_records += unknown
+            return events
+
+    def events_lost(self) -> int:
+        """Events that found the ring full, or that could not be understood; only grows."""
+        with self._lock:
+            if self._final_loss is not None:
+                return self._final_loss
+            return self._lost.read() + self._unknown_records
+
+    def close(self) -> None:
+        """Detach and give everything back. May be called again."""
+        with self._lock:
+            if self._final_loss is not None:
+                return
+            self._final_loss = self._lost.read() + self._unknown_records
+            # The last descriptor of a kprobe event takes the probe and its program with it. (A
+            # child that was forked and has executed nothing since has one too, until it ends.)
+            self._held.close()
+
+
+def _close_all(descriptors: list[int]) -> None:
+    for descriptor in descriptors:
+        os.close(descriptor)
+
+
+def _as_error(obstacle: Obstacle) -> Exception:
+    return obstacle.error(f"kprobes: {obstacle.reason}; {obstacle.remedy}")

@@ -1,0 +1,110 @@
+"""Reads a BPF ring buffer, and a counter beside it, through their memory: no library, no copy in
+between. The format is that of include/uapi/linux/bpf.h and kernel/bpf/ringbuf.c (5.8,
+457f44363a88): a page with the consumer's position, one with the producer's, then the data, mapped
+twice in a row so that a record never wraps.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import struct
+from pathlib import Path
+
+_BUSY = 1 << 31
+_DISCARDED = 1 << 30
+_HEADER_BYTES = 8
+# Native size and alignment: struct then moves the value in one piece ("=" would go byte by byte).
+_POSITION = struct.Struct("Q")
+_LENGTH = struct.Struct("I")
+
+
+def _fence() -> None:
+    # A full memory barrier: schedule() has one (smp_mb__after_spinlock in __schedule, which
+    # membarrier(2) relies on). x86 would not need it here, arm64 does, and Python has none.
+    os.sched_yield()
+
+
+def _max_entries(descriptor: int, proc_root: Path) -> int:
+    # bpf_map_show_fdinfo(), since 4.7
+    text = (proc_root / "self/fdinfo" / str(descriptor)).read_text()
+    for line in text.splitlines():
+        name, _, value = line.partition(":")
+        if name == "max_entries":
+            return int(value)
+    raise OSError(f"/proc/self/fdinfo/{descriptor} is not that of a BPF map")
+
+
+class Ring:
+    """The reading end of a BPF_MAP_TYPE_RINGBUF. There can be one; not safe for several threads.
+
+    Takes no ownership of the descriptor.
+    """
+
+    def __init__(self, descriptor: int, proc_root: Path = Path("/proc")) -> None:
+        page = mmap.PAGESIZE
+        self._data_bytes = _max_entries(descriptor, proc_root)
+        self._consumer = mmap.mmap(
+            descriptor, page, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE
+        )
+        try:
+            self._producer = mmap.mmap(
+                descriptor, page + 2 * self._data_bytes, mmap.MAP_SHARED, mmap.PROT_READ,
+                offset=page,
+            )  # fmt: skip
+        except BaseException:
+            self._consumer.close()
+            raise
+        self._position: int = _POSITION.unpack_from(self._consumer)[0]
+
+    def read(self) -> list[bytes]:
+        """Every record that is complete, oldest first; at most as many as the ring holds."""
+        end = _POSITION.unpack_from(self._producer)[0]
+        if end == self._position:
+            return []
+        _fence()
+        places = self._complete(end)
+        _fence()
+        records = [self._producer[start : start + length] for start, length in places]
+        _fence()
+        _POSITION.pack_into(self._consumer, 0, self._position)
+        return records
+
+    def _complete(self, end: int) -> list[tuple[int, int]]:
+        # Where the complete records are. A busy one ends the batch: its writer is between reserve
+        # and submit.
+        places = []
+        while self._position < end:
+            start = mmap.PAGESIZE + self._position % self._data_bytes
+            header = _LENGTH.unpack_from(self._producer, start)[0]
+            if header & _BUSY:
+                break
+            length = header & ~_DISCARDED
+            if not header & _DISCARDED:
+                places.append((start + _HEADER_BYTES, length))
+            self._position += (_HEADER_BYTES + length + 7) // 8 * 8
+        return places
+
+    def close(self) -> None:
+        """Unmap. Once."""
+        self._consumer.close()
+        self._producer.close()
+
+
+class Counter:
+    """The first value, of 64 bits, of a BPF_MAP_TYPE_ARRAY with BPF_F_MMAPABLE (5.5, fc9702273e2e).
+
+    Takes no ownership of the descriptor.
+    """
+
+    def __init__(self, descriptor: int) -> None:
+        self._memory = mmap.mmap(descriptor, mmap.PAGESIZE, mmap.MAP_SHARED, mmap.PROT_READ)
+
+    def read(self) -> int:
+        """Its value now."""
+        value: int = _POSITION.unpack_from(self._memory)[0]
+        return value
+
+    def close(self) -> None:
+        """Unmap. Once."""
+        self._memory.close()

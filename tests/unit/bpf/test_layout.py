@@ -1,0 +1,67 @@
+"""bpf/procnet.h and its mirror say the same."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+from procnet.bpf import layout
+from procnet.bpf.source import source_directory
+from procnet.model import EventKind
+
+MEMBERS = {  # of layout.RawEvent → in C
+    "local_address": "tuple.local_address",
+    "remote_address": "tuple.remote_address",
+    "local_port": "tuple.local_port",
+    "remote_port": "tuple.remote_port",
+    "protocol": "tuple.protocol",
+}
+
+
+def told_by_c(tmp_path: Path, expressions: list[str]) -> list[int]:
+    prints = "".join(f'printf("%llu\\n", (unsigned long long)({e}));' for e in expressions)
+    program = tmp_path / "told.c"
+    program.write_text(
+        "#include <stddef.h>\n#include <stdio.h>\n#include <procnet.h>\n"
+        f"int main(void) {{ {prints} return 0; }}"
+    )
+    # -Wpadded: no byte of a record is left to the compiler.
+    command = ["gcc", "-Wall", "-Wextra", "-Wpadded", "-Werror", f"-I{source_directory()}"]
+    subprocess.run([*command, "-o", tmp_path / "told", program], check=True)
+    told = subprocess.check_output([tmp_path / "told"], text=True)
+    return [int(line) for line in told.split()]
+
+
+def test_every_member_is_where_the_header_has_it(tmp_path: Path) -> None:
+    struct_name = "struct procnet_owner_event"
+    names = [MEMBERS.get(name, name) for name in layout.RawEvent._fields]
+    offsets = told_by_c(tmp_path, [f"offsetof({struct_name}, {name})" for name in names])
+    sizes = told_by_c(tmp_path, [f"sizeof((({struct_name} *)0)->{name})" for name in names])
+
+    for name, offset, size in zip(layout.RawEvent._fields, offsets, sizes, strict=True):
+        # A record of zeros with ones where the header has this member …
+        record = bytearray(layout.OWNER_EVENT.size)
+        record[offset : offset + size] = b"\x01" * size
+        # … shows up in the mirror in this member, whole, and nowhere else.
+        expected: int | bytes = int.from_bytes(b"\x01" * size, "little")
+        if name in ("local_address", "remote_address", "comm"):
+            expected = b"\x01" * size
+        raw = layout.RawEvent._make(layout.OWNER_EVENT.unpack(record))
+        assert {field for field, value in raw._asdict().items() if any(as_bytes(value))} == {name}
+        assert getattr(raw, name) == expected
+
+
+def as_bytes(value: int | bytes) -> bytes:
+    return value if isinstance(value, bytes) else value.to_bytes(8, "little")
+
+
+def test_the_numbers_are_those_of_the_header(tmp_path: Path) -> None:
+    size, version, kernel, *kinds = told_by_c(
+        tmp_path,
+        ["sizeof(struct procnet_owner_event)", "PROCNET_LAYOUT", "PROCNET_FLAG_KERNEL"]
+        + [f"PROCNET_{kind.name}" for kind in EventKind],
+    )
+    assert size == layout.OWNER_EVENT.size
+    assert version == layout.LAYOUT
+    assert kernel == layout.FLAG_KERNEL
+    assert kinds == list(EventKind)

@@ -1,0 +1,86 @@
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from procnet.bpf.ring import Counter, Ring
+from tests.unit.bpf.fakes import BUSY, DISCARDED, PAGE, FakeRing
+
+
+@pytest.fixture
+def fake(tmp_path: Path) -> Iterator[FakeRing]:
+    made = FakeRing(tmp_path)
+    yield made
+    os.close(made.descriptor)
+
+
+@pytest.fixture
+def ring(fake: FakeRing) -> Iterator[Ring]:
+    opened = Ring(fake.descriptor, fake.proc_root)
+    yield opened
+    opened.close()
+
+
+def test_records_come_once_and_in_order(fake: FakeRing, ring: Ring) -> None:
+    assert ring.read() == []
+    records = [bytes([n]) * n for n in range(1, 24)]
+    for record in records:
+        fake.write(record)
+    assert ring.read() == records
+    assert ring.read() == []
+    assert fake.consumed == fake.produced
+
+
+def test_a_record_that_is_being_written_ends_the_batch(fake: FakeRing, ring: Ring) -> None:
+    fake.write(b"first")
+    place = fake.write(b"second", BUSY)
+    fake.write(b"third")
+    assert ring.read() == [b"first"]
+    assert ring.read() == []
+    fake.settle(place, len(b"second"))
+    assert ring.read() == [b"second", b"third"]
+
+
+def test_a_discarded_record_is_passed_over(fake: FakeRing, ring: Ring) -> None:
+    fake.write(b"first")
+    fake.write(b"nothing", DISCARDED)
+    fake.write(b"third")
+    assert ring.read() == [b"first", b"third"]
+
+
+def test_records_wrap_around(fake: FakeRing, ring: Ring) -> None:
+    for turn in range(3 * PAGE // 112):
+        record = turn.to_bytes(2, "little") * 51  # 102 bytes: 112 in the ring, no divisor of a page
+        fake.write(record)
+        assert ring.read() == [record]
+    assert fake.produced > 2 * PAGE
+
+
+def test_a_reader_goes_on_where_the_last_one_stopped(fake: FakeRing, ring: Ring) -> None:
+    fake.write(b"first")
+    ring.read()
+    fake.write(b"second")
+    later = Ring(fake.descriptor, fake.proc_root)
+    assert later.read() == [b"second"]
+    later.close()
+
+
+def test_no_ring(tmp_path: Path) -> None:
+    (tmp_path / "self/fdinfo").mkdir(parents=True)
+    (tmp_path / "self/fdinfo/0").write_text("pos:\t0\n")
+    with pytest.raises(OSError, match="not that of a BPF map"):
+        Ring(0, tmp_path)
+
+
+def test_the_counter_is_read_as_it_stands() -> None:
+    descriptor = os.memfd_create("counter")
+    os.truncate(descriptor, PAGE)
+    counter = Counter(descriptor)
+    assert counter.read() == 0
+    os.pwrite(descriptor, (2**40 + 7).to_bytes(8, "little"), 0)
+    assert counter.read() == 2**40 + 7
+    counter.close()
+    os.close(descriptor)
