@@ -1,0 +1,1 @@
+"""Whose bytes are these, and how do we know?"""

@@ -1,0 +1,98 @@
+"""A claim: what one witness says of who owned a socket, and for how long it is believed."""
+
+from __future__ import annotations
+
+from procnet.model import TCP, Evidence, FlowCount, ProcessId
+
+ALWAYS_NS = -(1 << 62)
+FOREVER_NS = 1 << 62
+
+CLOCK_SLACK_NS = 100_000
+"""Packets are stamped by the wall clock and events by the boot clock; the difference is measured at
+each read, and a slewed clock moves at most 500 ppm of the time between two reads (adjtimex(2))."""
+
+TCP_GRACE_NS = 60_000_000_000
+"""FIN, RST and TIME_WAIT answers come after the close: TCP_TIMEWAIT_LEN (include/net/tcp.h)."""
+OTHER_GRACE_NS = 1_000_000_000
+"""A datagram may wait in a queueing discipline after its sender has closed the socket and gone."""
+
+
+def grace_ns(protocol: int) -> int:
+    """How long a closed socket still answers for packets."""
+    return TCP_GRACE_NS if protocol == TCP else OTHER_GRACE_NS
+
+
+class Claim:
+    """Processes that had a socket's end, with two intervals.
+
+    Within ``sure_from_ns``..``sure_to_ns`` the witness saw it so: named at once. Within
+    ``begin_ns``..``end_ns`` it may have been so: named only if nobody else may, and only after the
+    next look. ``users`` has more than one process where the witness cannot say which one acted.
+    """
+
+    __slots__ = (
+        "begin_ns",
+        "end_ns",
+        "evidence",
+        "inode",
+        "kernel",
+        "presumed",
+        "sure_from_ns",
+        "sure_to_ns",
+        "users",
+    )
+
+    def __init__(
+        self,
+        users: frozenset[ProcessId],
+        evidence: Evidence,
+        inode: int,
+        *,
+        begin_ns: int,
+        sure_from_ns: int,
+        sure_to_ns: int,
+    ) -> None:
+        self.users = users
+        self.evidence = evidence
+        self.inode = inode
+        self.begin_ns = begin_ns
+        self.sure_from_ns = sure_from_ns
+        self.sure_to_ns = sure_to_ns
+        self.end_ns = FOREVER_NS
+        # A socket of the kernel itself: there is nobody to name.
+        self.kernel = False
+        # Accepted, but not used yet: whoever uses it first is the owner from the beginning. The
+        # kernel tells the acceptor's own first use too.
+        self.presumed = False
+
+    @property
+    def is_open(self) -> bool:
+        return self.end_ns == FOREVER_NS
+
+    def close(self, at_ns: int) -> None:
+        """Nothing after ``at_ns`` is the owner's, but what a closed socket still answers for."""
+        if self.end_ns > at_ns:
+            self.end_ns = at_ns
+        if self.sure_to_ns > at_ns:
+            self.sure_to_ns = at_ns
+
+    def may_cover(self, count: FlowCount, grace: int) -> bool:
+        """Could the run have been moved while this claim held?"""
+        return (
+            self.begin_ns <= count.last_ns + CLOCK_SLACK_NS
+            and self.end_ns + grace >= count.first_ns - CLOCK_SLACK_NS
+        )
+
+    def surely_covers(self, count: FlowCount, slack_ns: int = CLOCK_SLACK_NS) -> bool:
+        """Was the whole run moved while the witness saw this owner?"""
+        return (
+            self.sure_from_ns - slack_ns <= count.first_ns
+            and count.last_ns <= self.sure_to_ns + slack_ns
+        )
+
+    def touches(self, begin_ns: int, end_ns: int) -> bool:
+        """Does the sure interval share a moment with the given one?"""
+        return (
+            self.sure_from_ns - CLOCK_SLACK_NS <= end_ns
+            and begin_ns <= self.sure_to_ns + CLOCK_SLACK_NS
+        )

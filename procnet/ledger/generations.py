@@ -1,0 +1,58 @@
+"""Which connection a TCP packet is of, where a five-tuple is used again and again.
+
+A SYN begins a new generation: whoever was seen with the five-tuple only before it does not own
+what comes after it, and the other way round.
+"""
+
+from __future__ import annotations
+
+from cachetools import LRUCache
+
+from procnet.ledger.claims import ALWAYS_NS, FOREVER_NS
+from procnet.model import FlowCount, FlowKey
+
+MAX_FLOWS = 65_536
+MAX_GENERATIONS = 64
+
+
+class _Opened:
+    __slots__ = ("answered", "at_ns")
+
+    def __init__(self, at_ns: int) -> None:
+        self.at_ns = at_ns
+        # Until anything but a SYN is seen, another SYN is the same one sent again.
+        self.answered = False
+
+
+class Generations:
+    """When each TCP flow was opened; bounded, the least recently used flow goes first."""
+
+    def __init__(self, max_flows: int = MAX_FLOWS) -> None:
+        self._opened: LRUCache[FlowKey, list[_Opened]] = LRUCache(max_flows)
+
+    def note(self, count: FlowCount) -> None:
+        """Takes every run of a TCP flow, in the order in which they were captured."""
+        key = count.key
+        assert key is not None
+        opened = self._opened.get(key)
+        if not count.opens:
+            if opened:
+                opened[-1].answered = True
+            return
+        if opened is None:
+            opened = self._opened[key] = []
+        if not opened or opened[-1].answered:
+            opened.append(_Opened(count.first_ns))
+            del opened[:-MAX_GENERATIONS]
+        if count.packets > 1:
+            opened[-1].answered = True
+
+    def interval(self, key: FlowKey, at_ns: int) -> tuple[int, int]:
+        """(first, last) moment of the connection that the five-tuple stood for at ``at_ns``."""
+        begin_ns, end_ns = ALWAYS_NS, FOREVER_NS
+        for opened in self._opened.get(key, ()):
+            if opened.at_ns > at_ns:
+                end_ns = opened.at_ns
+                break
+            begin_ns = opened.at_ns
+        return begin_ns, end_ns

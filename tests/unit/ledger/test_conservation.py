@@ -1,0 +1,126 @@
+"""Counted = attributed + unattributed, whatever happens."""
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from procnet.errors import ConservationError
+from procnet.ledger.flows import FlowTable, Tally
+from procnet.model import TCP, UDP, EventKind, FlowCount, ProcessId, Reason
+from tests.unit.ledger.world import ALICE, BOB, CAROL, World, connected, flow, udp_socket
+
+STEPS = st.lists(
+    st.tuples(
+        st.sampled_from(["packets", "event", "look", "settle", "interval"]),
+        st.integers(0, 5),
+        st.booleans(),
+        st.integers(1, 5),
+    ),
+    max_size=60,
+)
+
+
+@given(STEPS)
+@settings(max_examples=200, deadline=None)
+def test_bytes_are_conserved_whatever_the_witnesses_say(steps: list) -> None:
+    world = World(max_flows=3, max_waiting=5)
+    fed = [0, 0]
+    taken = Tally()
+    for at_ms, (step, which, flag, number) in enumerate(steps):
+        key = flow(TCP if which % 2 else UDP, 4001 + which // 2)
+        process = (ALICE, BOB, CAROL)[which % 3]
+        if step == "packets":
+            count = world.packets(at_ms * 10, key, sent=flag, number=number, opens=which == 5)
+            fed[flag] += count.wire_bytes
+        elif step == "event":
+            world.event(at_ms * 10, process, EventKind(number), key, inode=7000 + which)
+        elif step == "look":
+            entry = connected(key, 7000 + which) if flag else udp_socket(7000 + which)
+            world.look(at_ms * 10, (entry, {process}))
+        elif step == "settle":
+            world.settle(at_ms * 10, final=flag)
+        else:
+            taken.add_tally(world.ledger.take_interval().total)
+        account = world.ledger.account()
+        assert account.total.sent.wire_bytes == fed[True]
+        assert account.total.received.wire_bytes == fed[False]
+        assert len(account.rows) <= 3 + 5 + len(steps)
+    world.settle(10_000, final=True)
+    taken.add_tally(world.ledger.take_interval().total)
+    assert taken == world.ledger.account().total, "intervals add up to the whole"
+    assert Reason.PENDING not in world.verdicts()
+
+
+def test_an_account_that_does_not_add_up_is_an_error() -> None:
+    world = World()
+    world.packets(0)
+    world.ledger._counted.add(FlowCount("eth0", None, True, 1, 1, 1, 0, 0, False, None))
+    with pytest.raises(ConservationError, match="counted"):
+        world.ledger.account()
+
+
+def test_evicted_flows_are_counted_and_keep_their_bytes() -> None:
+    world = World(max_flows=2)
+    for port in range(7):
+        world.event(0, ALICE, key=flow(UDP, 4001 + port), inode=7001 + port)
+        world.packets(1, flow(UDP, 4001 + port))
+    world.settle(2)
+    assert world.verdicts() == {ALICE: (7, 707)}
+    assert len(world.ledger.account().rows) == 2
+    assert world.ledger.evicted_flows == 5
+
+
+def test_evicted_processes_lose_their_name_and_not_their_bytes() -> None:
+    from procnet.ledger.verdict import Verdict
+    from procnet.model import Evidence
+
+    table = FlowTable(max_processes=2)
+    for pid in range(5):
+        verdict = Verdict(ProcessId(pid, 0), Evidence.KERNEL_EVENT, None, frozenset())
+        table.add(FlowCount("lo", flow(), True, 1, 131, 103, 0, 0, False, None), verdict)
+    assert table.reasons()[Reason.EVICTED].sent.wire_bytes == 3 * 131
+    assert sum(tally.sent.wire_bytes for _, tally in table.processes()) == 2 * 131
+
+
+def test_what_belongs_to_no_flow_keeps_its_reason() -> None:
+    world = World()
+    for reason in (Reason.NOT_IP, Reason.UNDECODABLE, Reason.EVICTED):
+        world.ledger.count([FlowCount("eth0", None, False, 3, 126, 0, 0, 0, False, reason)])
+    world.settle(0)
+    assert world.verdicts() == {
+        Reason.NOT_IP: (3, 0),
+        Reason.UNDECODABLE: (3, 0),
+        Reason.EVICTED: (3, 0),
+    }
+    assert world.ledger.undecodable_packets == 3
+
+
+def test_what_is_forwarded_is_never_asked_for_an_owner() -> None:
+    world = World()
+    forwarded = FlowCount("eth0", flow(), False, 3, 126, 0, 0, 0, False, Reason.FORWARDED)
+    world.event(0, ALICE)
+    world.ledger.count([forwarded])
+    world.settle(1)
+    assert world.verdicts() == {Reason.FORWARDED: (3, 0)}
+
+
+def test_too_many_waiting_runs_are_settled_with_what_is_known() -> None:
+    world = World(max_waiting=10)
+    for port in range(30):
+        world.packets(port, flow(UDP, 4001 + port))
+    world.settle(31)
+    assert world.verdicts() == {Reason.NO_SOCKET: (20, 2020), Reason.PENDING: (10, 1010)}
+
+
+def test_forgetting_is_bounded_and_counted() -> None:
+    from procnet.ledger.owners import OwnerTable
+    from procnet.model import OwnerEvent
+
+    owners = OwnerTable(max_endpoints=10)
+    for port in range(30):
+        key = flow(UDP, 4001 + port)
+        owners.observe(
+            [OwnerEvent(port, EventKind.SEND, *key, 7001 + port, ALICE, "a", 0, 0, False)]
+        )
+    owners.forget(100)
+    assert owners.evicted_endpoints == 20

@@ -1,0 +1,202 @@
+"""Owners that were only looked at: what lies between two looks is believed with care."""
+
+from procnet.model import TCP, UDP, Evidence, ProcessId, Reason
+from tests.unit.ledger.world import ALICE, BOB, MS, World, connected, flow, listener, udp_socket
+
+TCP_FLOW = flow(TCP, 40009, 443)
+SERVER = flow(TCP, 80, 50021)
+
+
+def test_packets_between_two_looks_at_the_same_socket_are_its_holders() -> None:
+    world = World()
+    world.look(0, (udp_socket(), {ALICE}))
+    world.packets(50, number=1009)
+    world.settle(60)
+    assert world.verdicts() == {Reason.PENDING: (1009, 101)}
+    world.look(100, (udp_socket(), {ALICE}))
+    world.settle(110)
+    assert world.verdicts() == {ALICE: (1009, 101)}
+
+
+def test_a_new_flow_is_its_first_holders_after_a_second_look() -> None:
+    world = World()
+    world.look(0)
+    world.packets(10)
+    world.settle(20)
+    assert world.ledger.has_unknown
+    world.look(30, (udp_socket(), {ALICE}))
+    world.settle(40)
+    assert world.verdicts() == {Reason.PENDING: (1, 101)}
+    assert not world.ledger.has_unknown
+    world.look(1000, (udp_socket(), {ALICE}))
+    world.settle(1010)
+    assert world.verdicts() == {ALICE: (1, 101)}
+
+
+def test_a_socket_that_is_gone_at_the_second_look_keeps_its_bytes_if_nobody_took_it() -> None:
+    world = World()
+    world.look(0)
+    world.packets(10)
+    world.look(30, (udp_socket(), {ALICE}))
+    world.look(1000)
+    world.settle(1010)
+    assert world.verdicts() == {ALICE: (1, 101)}
+
+
+def test_a_port_that_changes_hands_between_looks_names_nobody() -> None:
+    world = World()
+    world.look(0)
+    for turn in range(20):
+        world.packets(5 * turn + 1)
+    world.look(100, (udp_socket(7001), {ALICE}))
+    for turn in range(20):
+        world.packets(5 * turn + 103)
+    world.look(200, (udp_socket(7003), {BOB}))
+    world.look(300, (udp_socket(7003), {BOB}))
+    world.settle(310)
+    assert world.verdicts() == {Reason.AMBIGUOUS: (40, 4040)}
+
+
+def test_a_process_is_never_named_for_packets_older_than_itself() -> None:
+    world = World()
+    young = ProcessId(4001, 1_000_050 * MS)
+    world.look(0)
+    world.packets(10)
+    world.look(60, (udp_socket(), {young}))
+    world.look(100, (udp_socket(), {young}))
+    world.settle(110)
+    assert world.verdicts() == {Reason.NO_SOCKET: (1, 101)}
+
+
+def test_a_shared_socket_is_ambiguous_and_lists_its_holders() -> None:
+    world = World()
+    world.look(0, (udp_socket(), {ALICE, BOB}))
+    world.packets(10)
+    world.look(100, (udp_socket(), {ALICE, BOB}))
+    world.settle(110)
+    assert world.verdicts() == {Reason.AMBIGUOUS: (1, 101)}
+    ((_, row),) = world.ledger.account().rows
+    assert row.candidates == {ALICE, BOB}
+
+
+def test_a_socket_that_becomes_shared_is_ambiguous_from_the_look_before() -> None:
+    world = World()
+    world.look(0, (udp_socket(), {ALICE}))
+    world.packets(10, payload=11)
+    world.look(100, (udp_socket(), {ALICE}))
+    world.packets(150, payload=13)
+    world.look(200, (udp_socket(), {ALICE, BOB}))
+    world.packets(250, payload=17)
+    world.look(300, (udp_socket(), {ALICE, BOB}))
+    world.settle(310)
+    assert world.verdicts() == {ALICE: (1, 11), Reason.AMBIGUOUS: (2, 30)}
+
+
+def test_two_sockets_on_one_port_are_ambiguous() -> None:
+    world = World()
+    sockets = ((udp_socket(7001), {ALICE}), (udp_socket(7003), {BOB}))
+    world.look(0, *sockets)
+    world.packets(10)
+    world.look(100, *sockets)
+    world.settle(110)
+    assert world.verdicts() == {Reason.AMBIGUOUS: (1, 101)}
+
+
+def test_a_connected_socket_beats_a_wildcard_one_on_the_same_port() -> None:
+    world = World()
+    sockets = ((udp_socket(7001), {ALICE}), (connected(flow(), 7003), {BOB}))
+    world.look(0, *sockets)
+    world.packets(10, payload=11)
+    world.packets(20, flow(UDP, 4001, 59), payload=13)
+    world.look(100, *sockets)
+    world.settle(110)
+    assert world.verdicts() == {BOB: (1, 11), ALICE: (1, 13)}
+
+
+def test_a_socket_of_the_packets_family_beats_a_dual_stack_one() -> None:
+    world = World()
+    sockets = ((udp_socket(7001, local="::"), {ALICE}), (udp_socket(7003), {BOB}))
+    world.look(0, *sockets)
+    world.packets(10, payload=11)
+    world.look(100, *sockets)
+    world.settle(110)
+    assert world.verdicts() == {BOB: (1, 11)}
+
+
+def test_packets_before_accept_are_the_listeners() -> None:
+    world = World()
+    world.look(0, (listener(80), {ALICE}))
+    world.packets(10, SERVER, sent=False, opens=True, payload=0)
+    world.settle(20)
+    world.look(100, (listener(80), {ALICE}))
+    world.look(200, (listener(80), {ALICE}))
+    world.settle(210)
+    assert world.verdicts() == {ALICE: (1, 0)}
+    ((_, row),) = world.ledger.account().rows
+    assert row.evidence is Evidence.LISTENER
+
+
+def test_a_listener_says_nothing_of_udp_or_of_other_ports() -> None:
+    world = World()
+    world.look(0, (listener(80), {ALICE}))
+    world.packets(10, flow(UDP, 80, 50021))
+    world.packets(10, flow(TCP, 81, 50021))
+    world.settle(20, final=True)
+    assert world.verdicts() == {Reason.NO_SOCKET: (2, 202)}
+
+
+def test_a_connection_that_was_seen_once_owns_all_since_its_syn() -> None:
+    world = World()
+    world.look(0)
+    world.packets(10, TCP_FLOW, opens=True)
+    world.packets(20, TCP_FLOW, payload=499)
+    world.look(30, (connected(TCP_FLOW), {ALICE}))
+    world.packets(40, TCP_FLOW, payload=503)
+    world.look(1000)
+    world.packets(1001, TCP_FLOW, sent=False, payload=0)
+    world.look(2000)
+    world.settle(2010, final=True)
+    assert world.verdicts() == {ALICE: (4, 1103)}
+
+
+def test_a_later_connection_with_the_same_five_tuple_is_not_the_earlier_ones() -> None:
+    world = World()
+    world.look(0)
+    world.packets(10, TCP_FLOW, opens=True)
+    world.packets(11, TCP_FLOW, sent=False)
+    world.look(30, (connected(TCP_FLOW), {ALICE}))
+    world.packets(40, TCP_FLOW, opens=True, payload=0)
+    world.packets(41, TCP_FLOW, payload=499)
+    world.look(100)
+    world.look(200)
+    world.settle(210)
+    assert world.verdicts() == {ALICE: (2, 202), Reason.NO_SOCKET: (2, 499)}
+
+
+def test_a_raw_icmp_socket_is_not_blamed_for_what_the_kernel_answers() -> None:
+    world = World()
+    raw = udp_socket()._replace(protocol=1, local_port=0)
+    world.look(0, (raw, {ALICE}))
+    world.packets(10, flow(1, 0, 0))
+    world.look(100, (raw, {ALICE}))
+    world.settle(110, final=True)
+    assert world.verdicts() == {Reason.NO_SOCKET: (1, 101)}
+
+
+def test_a_raw_socket_of_a_protocol_that_the_kernel_does_not_speak_owns_it() -> None:
+    world = World()
+    raw = udp_socket()._replace(protocol=253, local_port=0)
+    world.look(0, (raw, {ALICE}))
+    world.packets(10, flow(253, 0, 0))
+    world.look(100, (raw, {ALICE}))
+    world.settle(110)
+    assert world.verdicts() == {ALICE: (1, 101)}
+
+
+def test_without_any_socket_there_is_no_owner() -> None:
+    world = World()
+    world.packets(10)
+    world.look(20)
+    world.look(30)
+    world.settle(40)
+    assert world.verdicts() == {Reason.NO_SOCKET: (1, 101)}
