@@ -1,0 +1,219 @@
+"""The command line: the smallest user of the public API."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import shutil
+import signal
+import sys
+import threading
+from collections.abc import Callable, Sequence
+
+import procnet
+from procnet import ladder
+from procnet.report.as_json import features_as_json, report_as_json
+from procnet.report.as_text import features_as_text, frame_as_text, report_as_text
+from procnet.report.socket_table import as_json as sockets_as_json
+from procnet.report.socket_table import as_text as sockets_as_text
+
+FRAMES_WITHOUT_TERMINAL = 10
+_CLEAR_SCREEN = "\x1b[H\x1b[2J"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command; returns the exit status: 0 done, 1 could not, 2 usage."""
+    arguments = _parser().parse_args(argv)
+    logging.basicConfig(format="procnet: %(message)s")
+    command: Callable[[argparse.Namespace], int] = arguments.command
+    try:
+        status = command(arguments)
+        sys.stdout.flush()
+        return status
+    except procnet.UsageError as error:
+        return _say(error, 2)
+    except procnet.ProcnetError as error:
+        return _say(error, 1)
+    except KeyboardInterrupt:
+        return 0
+    except BrokenPipeError:
+        # The reader has enough. Python would complain once more when it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def _say(error: procnet.ProcnetError, status: int) -> int:
+    print(f"procnet: {error}", file=sys.stderr)
+    return status
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="procnet", description="Says which process every byte on the network belongs to."
+    )
+    parser.add_argument("--version", action="version", version=f"procnet {procnet.__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    report = commands.add_parser("report", help="count for a while, then print who moved what")
+    report.set_defaults(command=_report)
+    report.add_argument(
+        "--duration", type=_seconds, metavar="SECONDS", help="default: until Ctrl-C"
+    )
+    report.add_argument("--read", metavar="FILE", help="read a capture file instead of interfaces")
+    report.add_argument(
+        "--local", action="append", default=[], metavar="ADDRESS",
+        help="with --read: an address of the host that captured (repeatable)",
+    )  # fmt: skip
+    _add_sources(report)
+    _add_format(report)
+
+    top = commands.add_parser("top", help="who moves how much a second, again and again")
+    top.set_defaults(command=_top)
+    top.add_argument("--interval", type=_seconds, default=1.0, metavar="SECONDS")
+    top.add_argument(
+        "--frames", type=_count, metavar="N",
+        help=f"end after N frames (without a terminal: {FRAMES_WITHOUT_TERMINAL})",
+    )  # fmt: skip
+    _add_sources(top)
+
+    sockets = commands.add_parser("sockets", help="every socket and the processes that hold it")
+    sockets.set_defaults(command=_sockets)
+    _add_format(sockets)
+
+    doctor = commands.add_parser(
+        "doctor", help="which sources this host offers, and why not others"
+    )
+    doctor.set_defaults(command=_doctor)
+    _add_rungs(doctor)
+    _add_format(doctor)
+    return parser
+
+
+def _add_sources(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--interface", action="append", metavar="IF",
+        help="repeatable; default: every one that is up with an own address, and lo",
+    )  # fmt: skip
+    _add_rungs(parser)
+
+
+def _add_rungs(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--kernel", choices=ladder.KERNEL_CHOICES, default="auto")
+    parser.add_argument("--counting", choices=ladder.COUNTING_CHOICES, default="auto")
+
+
+def _add_format(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--format", choices=("text", "json"), default="text")
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    # A year: beyond it, threading.TIMEOUT_MAX would make a traceback of a typing slip.
+    if not 0 < seconds <= 366 * 86400:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a positive number of seconds")
+    return seconds
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or not 0 < int(text) < 10**9:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a positive number")
+    return int(text)
+
+
+def _monitor(arguments: argparse.Namespace, interval_s: float = 1.0) -> procnet.Monitor:
+    return procnet.Monitor(
+        arguments.interface,
+        interval_s=interval_s,
+        kernel=arguments.kernel,
+        counting=arguments.counting,
+    )
+
+
+def _stop_at_signal() -> threading.Event:
+    """An event that SIGINT and SIGTERM set, so that a report is printed at either."""
+    stop = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stop.set())
+    return stop
+
+
+def _report(arguments: argparse.Namespace) -> int:
+    if arguments.read is not None:
+        return _report_of_file(arguments)
+    if arguments.local:
+        raise procnet.UsageError("--local goes with --read: live addresses are known")
+    stop = _stop_at_signal()
+    with _monitor(arguments) as monitor:
+        print(f"capturing on {', '.join(monitor.interfaces)}", file=sys.stderr, flush=True)
+        stop.wait(arguments.duration)
+    _print_report(monitor.report(), arguments.format)
+    return 0
+
+
+def _report_of_file(arguments: argparse.Namespace) -> int:
+    if arguments.interface or arguments.duration:
+        raise procnet.UsageError("--read goes without --interface and --duration")
+    try:
+        report = procnet.read_capture(arguments.read, local_addresses=arguments.local)
+    except procnet.IncompleteCaptureError as error:
+        _print_report(error.report, arguments.format)
+        raise
+    _print_report(report, arguments.format)
+    return 0
+
+
+def _print_report(report: procnet.Report, style: str) -> None:
+    if style == "json":
+        _print_json(report_as_json(report))
+    else:
+        print(report_as_text(report), end="", flush=True)
+
+
+def _print_json(value: object) -> None:
+    print(json.dumps(value), flush=True)
+
+
+def _top(arguments: argparse.Namespace) -> int:
+    terminal = sys.stdout.isatty()
+    frames = arguments.frames or (0 if terminal else FRAMES_WITHOUT_TERMINAL)
+    shown = 0
+    with _monitor(arguments, arguments.interval) as monitor:
+        print(f"capturing on {', '.join(monitor.interfaces)}", file=sys.stderr, flush=True)
+        for report in monitor:
+            size = shutil.get_terminal_size((100, 40))
+            rows = max(size.lines - 12, 5) if terminal else 30
+            frame = frame_as_text(report, max_rows=rows, width=size.columns if terminal else 200)
+            print((_CLEAR_SCREEN if terminal else "") + frame, flush=True)
+            shown += 1
+            if shown == frames:
+                break
+    return 0
+
+
+def _sockets(arguments: argparse.Namespace) -> int:
+    rows, scan = procnet.sockets()
+    if arguments.format == "json":
+        _print_json(sockets_as_json(rows, scan))
+    else:
+        print(sockets_as_text(rows), end="", flush=True)
+        if scan.denied_processes:
+            print(
+                f"procnet: the sockets of {scan.denied_processes} processes may not be seen;"
+                " run as root (sudo) to see them",
+                file=sys.stderr,
+            )
+    return 0
+
+
+def _doctor(arguments: argparse.Namespace) -> int:
+    features = ladder.choose(arguments.kernel, arguments.counting)
+    if arguments.format == "json":
+        _print_json(features_as_json(features))
+    else:
+        print(features_as_text(features), end="", flush=True)
+    return 0

@@ -1,0 +1,268 @@
+"""The corridor: opens the doors in order, owns the threads and the clock, ticks.
+
+One thread reads packets and does nothing else, so that a long look at the sockets costs no packet;
+another reads the owners and settles the ledger. The caller's thread only takes reports.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from types import TracebackType
+from typing import ParamSpec
+
+from procnet import ladder
+from procnet.capture.tap import Tap
+from procnet.errors import AccessError, UnsupportedError, UsageError
+from procnet.features import no
+from procnet.ledger.flows import MAX_FLOWS
+from procnet.ledger.ledger import Account, Ledger
+from procnet.model import Features, FlowCount, Loss
+from procnet.report.report import Report, build_report
+from procnet.witnesses import Witnesses
+
+TICK_S = 0.1
+"""How often witnesses are read and runs are settled at the least; sooner if a flow is new."""
+_HAND_OVER_S = 0.05
+_HAND_OVER_NEW_S = 0.005
+_BREATH_S = 0.01
+_IDLE_S = 0.5
+_LINGER_S = 0.15
+"""At the end, time for the kernel to give up a block of packets that is not full."""
+
+_log = logging.getLogger("procnet")
+# Without a handler of the program's, Python itself would print warnings (logging.lastResort).
+_log.addHandler(logging.NullHandler())
+
+P = ParamSpec("P")
+
+
+class Monitor:
+    """Who sends and receives what, from now on.
+
+    ``interfaces``: names, or None for every interface that is up and carries this host's own
+    addresses, and ``lo``. ``interval_s``: length of the reports that iterating gives, in seconds.
+    ``kernel`` (auto, core, kprobe, off) and ``counting`` (auto, kernel, socket, python) force a
+    rung of the ladder. ``max_flows``: flow rows held at most; totals stay exact beyond it.
+
+    Making one does nothing. ``start()``, or entering it as a context, raises ``CaptureError`` for
+    an interface that cannot be read, ``AccessError`` where a privilege is missing, and
+    ``UnsupportedError`` where a forced rung cannot be had; ``UsageError`` is raised at once.
+    """
+
+    def __init__(
+        self,
+        interfaces: Sequence[str] | None = None,
+        *,
+        interval_s: float = 1.0,
+        kernel: str = "auto",
+        counting: str = "auto",
+        max_flows: int = MAX_FLOWS,
+    ) -> None:
+        if isinstance(interfaces, str):
+            raise UsageError(f"interfaces is a list of names: [{interfaces!r}]")
+        if not 0 < interval_s < float("inf"):
+            raise UsageError(f"interval_s must be a positive number of seconds, not {interval_s!r}")
+        if max_flows < 1:
+            raise UsageError(f"max_flows must be at least 1, not {max_flows!r}")
+        ladder.check_choices(kernel, counting)
+        self._names = None if interfaces is None else tuple(interfaces)
+        self._interval_s = interval_s
+        self._kernel, self._counting = kernel, counting
+        self._lock = threading.Lock()
+        self._stopping = threading.Event()
+        self._stopped = threading.Event()
+        self._handed_over: deque[list[FlowCount]] = deque()
+        self._news = threading.Event()
+        self._ledger = Ledger(max_flows=max_flows)
+        self._features: Features | None = None
+        self._tap: Tap | None = None
+        self._witnesses: Witnesses | None = None
+        self._threads: list[threading.Thread] = []
+        self._started_ns = self._interval_ns = self._ended_ns = 0
+        self._failures = 0
+
+    # --- life ---
+
+    def start(self) -> None:
+        """Opens the sources, owners before packets, and begins to count."""
+        if self._features is not None:
+            raise UsageError("a Monitor is started once; make another one")
+        self._features = ladder.choose(self._kernel, self._counting)
+        netns = os.stat("/proc/self/ns/net").st_ino
+        try:
+            self._witnesses = self._call_witnesses(self._features, netns)
+            self._witnesses.look()
+            self._tap = Tap(self._names, netns)
+        except BaseException:
+            self._close()
+            raise
+        self._started_ns = self._interval_ns = time.time_ns()
+        for name, loop in (("capture", self._capture), ("owners", self._own)):
+            thread = threading.Thread(target=loop, name=f"procnet-{name}", daemon=True)
+            self._threads.append(thread)
+            thread.start()
+
+    def _call_witnesses(self, features: Features, netns: int) -> Witnesses:
+        try:
+            witnesses = Witnesses(features.owners, netns, self._ledger)
+        except (UnsupportedError, AccessError) as error:
+            if self._kernel != "auto" or features.owners == "proc":
+                raise
+            # The probe said yes, and then it could not be done: the next rung, and why.
+            _log.warning("looking at /proc instead of kprobes: %s", error)
+            self._features = ladder.replaced(features, no("kprobe", str(error)), "proc")
+            return Witnesses("proc", netns, self._ledger)
+        if witnesses.feature is not None:
+            self._features = ladder.replaced(features, witnesses.feature, features.owners)
+        return witnesses
+
+    def stop(self) -> None:
+        """Reads what is still on its way, settles it, and gives everything back. Idempotent."""
+        if self._stopping.is_set() or not self._threads:
+            return
+        self._stopping.set()
+        self._news.set()
+        for thread in self._threads:
+            thread.join()
+        self._guarded(self._tick, final=True)
+        self._close()
+        self._ended_ns = time.time_ns()
+        self._stopped.set()
+
+    def __enter__(self) -> Monitor:
+        self.start()
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.stop()
+
+    # --- answers ---
+
+    @property
+    def features(self) -> Features:
+        """The rung in use, and why the better ones are not; probes the host before the start."""
+        return self._features or ladder.choose(self._kernel, self._counting)
+
+    @property
+    def interfaces(self) -> tuple[str, ...]:
+        """The interfaces that are being read now."""
+        return () if self._tap is None else self._tap.interfaces
+
+    def report(self) -> Report:
+        """Everything since the start; what still waits for an owner is ``PENDING``."""
+        with self._lock:
+            return self._report(self._ledger.account(), self._started_ns)
+
+    def __iter__(self) -> Iterator[Report]:
+        """One report for each interval, until ``stop()``; a slow reader gets longer intervals.
+
+        An interval report is about what was settled within it: bytes that wait for their owner are
+        in a later one. The last report, after ``stop()``, has all that is left.
+        """
+        if not self._threads:
+            raise UsageError("start the Monitor first: with Monitor() as monitor: …")
+        next_s = time.monotonic() + self._interval_s
+        ended = False
+        while not ended:
+            ended = self._stopped.wait(max(0.0, next_s - time.monotonic()))
+            with self._lock:
+                report = self._report(self._ledger.take_interval(), self._interval_ns)
+                self._interval_ns = report.ended_ns
+            yield report
+            next_s = max(next_s + self._interval_s, time.monotonic())
+
+    def _report(self, account: Account, started_ns: int) -> Report:
+        if self._tap is None or self._witnesses is None:
+            raise UsageError("start the Monitor first: with Monitor() as monitor: …")
+        loss = Loss(
+            capture_dropped_packets=self._tap.dropped_packets,
+            events_lost=self._witnesses.events_lost,
+            undecodable_packets=self._ledger.undecodable_packets,
+            evicted_flows=self._ledger.evicted_flows,
+            evicted_owners=self._ledger.owners.evicted_endpoints,
+            vanished_processes=self._witnesses.vanished_processes,
+            denied_processes=self._witnesses.denied_processes,
+            interrupted_captures=self._tap.interruptions,
+            failures=self._failures,
+        )
+        return build_report(
+            account,
+            started_ns=started_ns,
+            ended_ns=self._ended_ns or time.time_ns(),
+            process_of=self._witnesses.process,
+            loss=loss,
+            features=self.features,
+        )
+
+    # --- threads ---
+
+    def _capture(self) -> None:
+        tap = self._tap
+        assert tap is not None
+        stop_s = float("inf")
+        drained_s = time.monotonic()
+        counting = False
+        while time.monotonic() < stop_s:
+            if self._stopping.is_set():
+                stop_s = min(stop_s, time.monotonic() + _LINGER_S)
+            busy = counting or self._stopping.is_set()
+            self._guarded(tap.wait, _HAND_OVER_S if busy else _IDLE_S)
+            # A flow that is new may be over soon: whoever owns it must be looked for now.
+            pause_s = _HAND_OVER_NEW_S if tap.has_new_flows else _HAND_OVER_S
+            if time.monotonic() - drained_s >= pause_s:
+                drained_s = time.monotonic()
+                counts = tap.drain()
+                counting = bool(counts)
+                if counts:
+                    self._handed_over.append(counts)
+                    self._news.set()
+        self._guarded(tap.close)
+        self._handed_over.append(tap.drain())
+
+    def _own(self) -> None:
+        while not self._stopping.wait(_BREATH_S):
+            self._news.wait(TICK_S)
+            self._news.clear()
+            self._guarded(self._tick)
+
+    def _tick(self, *, final: bool = False) -> None:
+        assert self._witnesses is not None
+        # Counts first: the event of a sender is told before its packet is counted, so whatever was
+        # counted until now has its event among those that are read next.
+        counts = [
+            count for _ in range(len(self._handed_over)) for count in self._handed_over.popleft()
+        ]
+        with self._lock:
+            self._ledger.count(counts)
+            self._ledger.observe(self._witnesses.read_events())
+            self._ledger.settle(time.time_ns())
+            if final:
+                self._witnesses.look()
+            else:
+                self._witnesses.look_if_due()
+            self._ledger.settle(time.time_ns(), final=final)
+
+    def _guarded(self, step: Callable[P, None], *args: P.args, **kwargs: P.kwargs) -> None:
+        try:
+            step(*args, **kwargs)
+        except Exception:
+            # A thread's edge: an error of ours must neither end the run nor be silent.
+            self._failures += 1
+            _log.exception("procnet: a step of %s failed", threading.current_thread().name)
+            self._stopping.wait(TICK_S)
+
+    def _close(self) -> None:
+        if self._tap is not None and not self._threads:
+            self._tap.close()
+        if self._witnesses is not None:
+            self._witnesses.close()
