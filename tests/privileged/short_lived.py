@@ -1,0 +1,85 @@
+"""200 processes that each live for a millisecond: who of them is named, and is anybody wrong?"""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from tests.privileged.namespace import TOP, run
+from tests.privileged.reporting import flows, payload
+
+SENDERS = 200
+DATAGRAM_BYTES = 101
+_TICK_NS = 10_000_000
+
+
+class Sender(NamedTuple):
+    """A child as the launcher told of it."""
+
+    pid: int
+    start_time_ns: int
+    local_port: int
+    payload_bytes: int
+    lifetime_us: int
+
+
+class Judgement(NamedTuple):
+    """Senders by what the report says of them: each is in exactly one."""
+
+    named: int
+    wrong: int
+    unnamed: int
+    uncounted: int
+
+
+def build(directory: Path) -> Path:
+    """The workload, compiled statically so that a child is ready at once."""
+    program = directory / "short-udp"
+    source = TOP / "tests" / "workloads" / "short_udp.c"
+    run(["gcc", "-O2", "-Wall", "-Werror", "-static", "-o", str(program), str(source)])
+    return program
+
+
+def launch(argv: Sequence[str]) -> tuple[int, list[Sender]]:
+    """Runs the workload to its end: the port that was sent to, and the senders."""
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=300, check=True)
+    first, *lines = done.stdout.splitlines()
+    senders = []
+    for line in lines:
+        pid, ticks, port, sent, lifetime_us = map(int, line.split())
+        senders.append(Sender(pid, ticks * _TICK_NS, port, sent, lifetime_us))
+    return int(first.removeprefix("port ")), senders
+
+
+def judge(report: dict[str, Any], port: int, senders: Sequence[Sender]) -> Judgement:
+    """Compares the launcher's list with the flows; a name must be a sender's of that very port."""
+    named = wrong = unnamed = uncounted = 0
+    by_port: dict[int, list[Sender]] = {}
+    for sender in senders:
+        by_port.setdefault(sender.local_port, []).append(sender)
+    for local_port, users in by_port.items():
+        rows = flows(report, protocol="udp", local_port=local_port, remote_port=port)
+        sent, _ = payload(rows)
+        missing_bytes = sum(user.payload_bytes for user in users) - sent
+        uncounted += missing_bytes // DATAGRAM_BYTES
+        for row in rows:
+            datagrams = row["sent"]["payload_bytes"] // DATAGRAM_BYTES
+            process = row["process"]
+            if process is None:
+                unnamed += datagrams
+            elif any(is_row_of(process, user) for user in users):
+                named += datagrams
+            else:
+                wrong += datagrams
+    return Judgement(named, wrong, unnamed, uncounted)
+
+
+def is_row_of(process: dict[str, Any], sender: Sender) -> bool:
+    """The right pid, start time and name."""
+    return (process["pid"], process["start_time_ns"], process["name"]) == (
+        sender.pid,
+        sender.start_time_ns,
+        "short-udp",
+    )
