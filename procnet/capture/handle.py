@@ -20,7 +20,6 @@ import socket
 import stat
 import threading
 from collections.abc import Callable
-from importlib import metadata
 from types import ModuleType, TracebackType
 from typing import Any
 
@@ -359,6 +358,8 @@ def _module() -> ModuleType:
 
 
 def _describe(module: ModuleType) -> str:
+    from importlib import metadata  # 5 ms, for the doctor alone
+
     for distribution in ("pypcap", "pcap-ct"):
         try:
             found = f"{distribution} {metadata.version(distribution)}"
