@@ -176,13 +176,16 @@ def test_an_interface_that_goes_and_comes_back_is_read_again(lab: Lab) -> None:
     lab.host.run(["ip", "neigh", "add", "10.204.0.2", "lladdr", "02:00:00:00:00:77", "dev", "lab0"])
 
     wait_until(lambda: reads_two_interfaces(reporter), "the interface to be read again")
+    # Between bind() and its ring, libpcap's new socket may lose a packet: the first ones may go.
     lab.host.traffic(
-        "udp-client", address="10.204.0.2", port=9, bytes=101, message_size=101
+        "udp-client", address="10.204.0.2", port=9, bytes=23 * 101, message_size=101, pace=0.02
     ).finish()
     report = reporter.finish(warnings="cannot read lab0 any more")
     assert report["loss"]["interrupted_captures"] >= 1
     (row,) = flows(report, remote_address="10.204.0.2")
-    assert payload([row]) == (101, 0)
+    sent_bytes, _ = payload([row])
+    assert 101 <= sent_bytes <= 23 * 101
+    assert sent_bytes % 101 == 0
 
 
 def reads_two_interfaces(reporter: Reporter) -> bool:
