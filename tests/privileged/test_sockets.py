@@ -20,7 +20,8 @@ import pytest
 from procnet.model import ICMP, ICMP6, TCP, UDP, UDPLITE, SocketScan, Support, unmapped
 from procnet.report.socket_table import socket_rows
 from procnet.sockets.process import ProcessTable
-from procnet.sockets.procfs import ProcfsScanner, probe
+from procnet.sockets.procfs import probe
+from procnet.sockets.scanner import SocketScanner
 
 pytestmark = pytest.mark.privileged
 
@@ -210,7 +211,7 @@ def test_every_protocol_in_two_namespaces_has_its_holder(
     }  # fmt: skip
     spaces = [make_netns(), make_netns()]
     started = [space.start(EVERY_PROTOCOL) for space in spaces]
-    scan = ProcfsScanner().scan()
+    scan = SocketScanner().scan()
     by_inode = {socket.inode: socket for socket in scan.sockets}
     for space, (process, inodes) in zip(spaces, started, strict=True):
         for name, inode in inodes.items():
@@ -224,13 +225,13 @@ def test_every_protocol_in_two_namespaces_has_its_holder(
 
 def test_a_socket_inherited_by_a_fork_has_every_holder(netns: Netns) -> None:
     process, told = netns.start(SHARED)
-    scan = ProcfsScanner().scan(netns.inode)
+    scan = SocketScanner().scan(netns.inode)
     assert pids(scan, told["inode"]) == {process.pid, *told["children"]}
 
 
 def test_a_holder_that_was_killed_is_not_named(netns: Netns) -> None:
     _, told = netns.start(SHARED)
-    scanner = ProcfsScanner(clock=lambda: 0.0)
+    scanner = SocketScanner(clock=lambda: 0.0)
     assert told["children"][0] in pids(scanner.scan(netns.inode), told["inode"])
     # Its parent does not reap it: it stays as a zombie, which holds nothing.
     os.kill(told["children"][0], signal.SIGKILL)
@@ -244,7 +245,7 @@ def test_a_holder_that_was_killed_is_not_named(netns: Netns) -> None:
 
 def test_a_holder_that_closed_its_descriptor_is_not_named_after_a_refresh(netns: Netns) -> None:
     process, told = netns.start(SHARED)
-    scanner = ProcfsScanner(clock=lambda: 0.0)
+    scanner = SocketScanner(clock=lambda: 0.0)
     scanner.scan(netns.inode)
     ask(process, "close")
     scan = scanner.scan(netns.inode, refresh=True)
@@ -253,7 +254,7 @@ def test_a_holder_that_closed_its_descriptor_is_not_named_after_a_refresh(netns:
 
 def test_files_are_walked_only_when_a_socket_is_new(netns: Netns) -> None:
     process, _ = netns.start(ON_DEMAND)
-    scanner = ProcfsScanner(clock=lambda: 0.0)
+    scanner = SocketScanner(clock=lambda: 0.0)
     for _ in range(3):
         assert len(scanner.scan(netns.inode).sockets) == 1
     assert scanner.fd_walks == 1
@@ -272,14 +273,14 @@ def test_a_process_holds_its_sockets_when_its_first_thread_has_ended(netns: Netn
 
     wait_until(first_thread_ended, "the first thread has ended")
     anchor, _ = netns.start(ON_DEMAND.replace("7001", "7002"))
-    scan = ProcfsScanner().scan(netns.inode)
+    scan = SocketScanner().scan(netns.inode)
     assert pids(scan, told["inode"]) == {process.pid}
     assert anchor.pid != process.pid
 
 
 def test_the_table_says_what_ss_says(netns: Netns) -> None:
     netns.start(CONNECTIONS)
-    scan = ProcfsScanner().scan(netns.inode)
+    scan = SocketScanner().scan(netns.inode)
     rows = socket_rows(scan, ProcessTable().get)
     ours = sorted(
         (

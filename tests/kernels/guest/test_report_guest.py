@@ -20,6 +20,7 @@ from tests.privileged.short_lived import (
     launch,
 )
 from tests.privileged.test_report import on_the_wire, ready_pair, transfer
+from tests.privileged.truth import SCENARIOS, perform, share
 
 READY_S = 400.0
 """BCC compiles for minutes in an emulated machine."""
@@ -43,6 +44,7 @@ class Run:
         self.port, self.senders = launch(
             namespace.argv([str(program), str(SENDERS), str(DATAGRAM_BYTES), "0"])
         )
+        self.truths = {scenario: perform(namespace, scenario) for scenario in SCENARIOS}
         self.report: dict[str, Any] = reporter.finish()
 
 
@@ -74,9 +76,16 @@ def test_both_ends_are_named_to_the_byte(run: Run, protocol: str, family: int) -
     assert {row["process"]["start_time_ns"] for row in back} == {server.start_time_ns}
 
 
+@pytest.mark.parametrize("scenario", SCENARIOS)
+def test_shared_sockets_are_their_users(run: Run, scenario: str) -> None:
+    found = share(run.report, run.truths[scenario])
+    print(scenario, found)
+    assert (found.wrong, found.unnamed, found.uncounted) == (0, 0, 0)
+
+
 def test_nothing_was_lost_and_all_that_was_sent_has_an_owner(run: Run) -> None:
     loss = run.report["loss"]
     assert (loss["capture_dropped_packets"], loss["events_lost"], loss["failures"]) == (0, 0, 0)
     # Received: the launcher never reads what its children send, and they inherit its socket.
-    assert run.report["unattributed"]["sent"]["packets"] == 0
+    assert run.report["unattributed"]["sent"]["payload_bytes"] == 0
     assert run.report["features"]["owners"] == "kprobe"

@@ -1,0 +1,321 @@
+"""Processes that share, pass on and reuse sockets, and say who moved what: the hard cases.
+
+    sharing.py SCENARIO
+
+Traffic stays on 127.0.0.1. At the end one JSON array: for each process and flow
+``{"pid", "start_time_ticks", "protocol", "local_port", "remote_port", "sent", "received"}``,
+payload bytes. Sizes are primes and differ by actor, so that bytes cannot change places unseen.
+Standard library only.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import sys
+import time
+from collections.abc import Callable
+
+HOST = "127.0.0.1"
+TIMEOUT_S = 20.0
+Truth = list[dict[str, object]]
+
+
+def tcp_listener() -> socket.socket:
+    listener = socket.create_server((HOST, 0), backlog=64)
+    listener.settimeout(TIMEOUT_S)
+    return listener
+
+
+def udp_socket(port: int = 0, *options: int) -> socket.socket:
+    made = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    for option in options:
+        made.setsockopt(socket.SOL_SOCKET, option, 1)
+    made.bind((HOST, port))
+    made.settimeout(TIMEOUT_S)
+    return made
+
+
+def receive(sock: socket.socket, size: int) -> int:
+    """Exactly ``size`` bytes of a stream, or what comes before its end."""
+    left = size
+    while left and (data := sock.recv(left)):
+        left -= len(data)
+    return size - left
+
+
+def moved(
+    protocol: str, local: object, remote: object, sent: int = 0, received: int = 0
+) -> dict[str, object]:
+    with open("/proc/self/stat", "rb") as file:
+        ticks = int(file.read().rpartition(b")")[2].split()[19])
+    return {
+        "pid": os.getpid(),
+        "start_time_ticks": ticks,
+        "protocol": protocol,
+        "local_port": local[1],
+        "remote_port": remote[1],
+        "sent": sent,
+        "received": received,
+    }
+
+
+class Child:
+    """A forked process that does something and tells what it moved."""
+
+    def __init__(self, work: Callable[[], Truth]) -> None:
+        self._told, telling = os.pipe()
+        self.pid = os.fork()
+        if self.pid == 0:
+            status = 1
+            try:
+                with os.fdopen(telling, "w") as pipe:
+                    json.dump(work(), pipe)
+                status = 0
+            finally:
+                os._exit(status)
+        os.close(telling)
+
+    def truth(self) -> Truth:
+        with os.fdopen(self._told) as pipe:
+            told: Truth = json.load(pipe)
+        os.waitpid(self.pid, 0)
+        return told
+
+
+def client(address: tuple[str, int], sizes: list[int], answer: int) -> Truth:
+    truth = []
+    for size in sizes:
+        with socket.create_connection(address, TIMEOUT_S) as sock:
+            sock.sendall(bytes(size))
+            received = receive(sock, answer)
+            truth.append(moved("tcp", sock.getsockname(), address, size, received))
+    return truth
+
+
+def serve(sock: socket.socket, address: object, answer: int) -> dict[str, object]:
+    """Takes a length-less request until the client has sent what its port says it will."""
+    sock.settimeout(TIMEOUT_S)
+    data = sock.recv(65536)
+    sock.sendall(bytes(answer))
+    return moved("tcp", sock.getsockname(), address, answer, len(data))
+
+
+def prefork() -> Truth:
+    """Workers that inherited one listener accept from it in turn."""
+    listener = tcp_listener()
+
+    def work() -> Truth:
+        truth = []
+        while True:
+            sock, address = listener.accept()
+            with sock:
+                if sock.recv(1, socket.MSG_PEEK) == b"":
+                    return truth
+                truth.append(serve(sock, address, 503))
+
+    workers = [Child(work) for _ in range(3)]
+    truth = client(listener.getsockname(), [101, 103, 107, 109, 113, 127, 131], 503)
+    for _ in workers:
+        # A connection without a byte tells a worker to end; it is nobody's payload.
+        socket.create_connection(listener.getsockname(), TIMEOUT_S).close()
+    for worker in workers:
+        truth += worker.truth()
+    return truth
+
+
+def fork_per_connection() -> Truth:
+    """One process accepts, a child of it serves; the parent lets go at once."""
+    listener = tcp_listener()
+    sizes = [211, 223, 227, 229, 233]
+
+    def accept_all() -> Truth:
+        truth = []
+        for _ in sizes:
+            sock, address = listener.accept()
+            child = Child(lambda sock=sock, address=address: [serve(sock, address, 509)])
+            sock.close()
+            truth += child.truth()
+        return truth
+
+    acceptor = Child(accept_all)
+    return client(listener.getsockname(), sizes, 509) + acceptor.truth()
+
+
+def reuseport() -> Truth:
+    """Three sockets on one UDP port, each with a process of its own."""
+    sockets = [udp_socket(0, socket.SO_REUSEPORT)]
+    port = sockets[0].getsockname()[1]
+    sockets += [udp_socket(port, socket.SO_REUSEPORT) for _ in range(2)]
+
+    def work(mine: int) -> Truth:
+        truth = []
+        for index, sock in enumerate(sockets):
+            if index != mine:
+                sock.close()
+        while True:
+            data, address = sockets[mine].recvfrom(65536)
+            if len(data) == 1:
+                return truth
+            truth.append(moved("udp", (HOST, port), address, received=len(data)))
+
+    workers = [Child(lambda mine=mine: work(mine)) for mine in range(3)]
+    for sock in sockets:
+        sock.close()
+    truth = []
+    held = []
+    for size in range(1009, 1009 + 23):
+        sock = udp_socket()
+        held.append(sock)
+        sock.sendto(bytes(size), (HOST, port))
+        truth.append(moved("udp", sock.getsockname(), (HOST, port), size))
+    ended: set[int] = set()
+    while len(ended) < len(workers):
+        # Each datagram of one byte ends the worker that the kernel chooses for it.
+        sock = udp_socket()
+        sock.sendto(b"x", (HOST, port))
+        time.sleep(0.01)
+        for worker in workers:
+            if worker.pid not in ended and is_zombie(worker.pid):
+                ended.add(worker.pid)
+    for worker in workers:
+        truth += worker.truth()
+    return truth
+
+
+def is_zombie(pid: int) -> bool:
+    with open(f"/proc/{pid}/stat", "rb") as file:
+        return file.read().rpartition(b")")[2].split()[0] == b"Z"
+
+
+def forked_udp_sender() -> Truth:
+    """A child sends on the socket of its parent, then the parent does."""
+    sink = udp_socket()
+    sock = udp_socket()
+    sock.connect(sink.getsockname())
+
+    def send(number: int, size: int) -> Truth:
+        for _ in range(number):
+            sock.send(bytes(size))
+        return [moved("udp", sock.getsockname(), sink.getsockname(), number * size)]
+
+    child = Child(lambda: send(7, 101)).truth()
+    time.sleep(0.02)
+    return child + send(11, 103) + drain(sink, sock.getsockname())
+
+
+def drain(sink: socket.socket, sender: object) -> Truth:
+    """What this process takes from its own sink."""
+    sink.settimeout(0.2)
+    received = 0
+    try:
+        while True:
+            received += len(sink.recv(65536))
+    except TimeoutError:
+        return [moved("udp", sink.getsockname(), sender, received=received)]
+
+
+def forked_tcp_sender() -> Truth:
+    """The same on a connection."""
+    listener = tcp_listener()
+    sock = socket.create_connection(listener.getsockname(), TIMEOUT_S)
+    accepted, address = listener.accept()
+
+    def send(size: int) -> Truth:
+        sock.sendall(bytes(size))
+        return [moved("tcp", sock.getsockname(), listener.getsockname(), size)]
+
+    truth = Child(lambda: send(1009)).truth()
+    received = receive(accepted, 1009)
+    time.sleep(0.02)
+    truth += send(503)
+    received += receive(accepted, 503)
+    truth.append(moved("tcp", accepted.getsockname(), address, received=received))
+    return truth
+
+
+def passed_socket() -> Truth:
+    """A socket goes to another process over a Unix socket, and only that one uses it then."""
+    here, there = socket.socketpair(socket.AF_UNIX)
+    sink = udp_socket()
+
+    def take() -> Truth:
+        here.close()
+        _, descriptors, _, _ = socket.recv_fds(there, 1, 1)
+        with socket.socket(fileno=descriptors[0]) as sock:
+            time.sleep(0.02)
+            for _ in range(13):
+                sock.sendto(bytes(107), sink.getsockname())
+            return [moved("udp", sock.getsockname(), sink.getsockname(), 13 * 107)]
+
+    taker = Child(take)
+    sock = udp_socket()
+    own = sock.getsockname()
+    for _ in range(5):
+        sock.sendto(bytes(109), sink.getsockname())
+    truth = [moved("udp", own, sink.getsockname(), 5 * 109)]
+    socket.send_fds(here, [b"x"], [sock.fileno()])
+    sock.close()
+    truth += taker.truth()
+    return truth + drain(sink, own)
+
+
+def port_handover() -> Truth:
+    """Two processes use one UDP port in turns of a few milliseconds, with new sockets each time."""
+    sink = udp_socket()
+    with udp_socket() as chosen:
+        port = chosen.getsockname()[1]
+    turns = 23
+
+    def turn(size: int, mine: int, theirs: int) -> Truth:
+        for _ in range(turns):
+            os.read(mine, 1)
+            sock = udp_socket(port)
+            sock.sendto(bytes(size), sink.getsockname())
+            sock.close()
+            time.sleep(0.002)
+            os.write(theirs, b"x")
+        return [moved("udp", (HOST, port), sink.getsockname(), turns * size)]
+
+    one_reads, one_writes = os.pipe()
+    two_reads, two_writes = os.pipe()
+    children = [
+        Child(lambda: turn(211, one_reads, two_writes)),
+        Child(lambda: turn(223, two_reads, one_writes)),
+    ]
+    os.write(one_writes, b"x")
+    truth = [entry for child in children for entry in child.truth()]
+    return truth + drain(sink, (HOST, port))
+
+
+def short_connections() -> Truth:
+    """Processes that connect, send and end."""
+    listener = tcp_listener()
+    truth = []
+    for size in range(307, 307 + 23):
+        child = Child(lambda size=size: client(listener.getsockname(), [size], 0))
+        sock, address = listener.accept()
+        with sock:
+            received = receive(sock, size)
+            truth.append(moved("tcp", sock.getsockname(), address, received=received))
+        truth += child.truth()
+    return truth
+
+
+SCENARIOS = {
+    function.__name__: function
+    for function in (
+        prefork,
+        fork_per_connection,
+        reuseport,
+        forked_udp_sender,
+        forked_tcp_sender,
+        passed_socket,
+        port_handover,
+        short_connections,
+    )
+}
+
+if __name__ == "__main__":
+    print(json.dumps(SCENARIOS[sys.argv[1]]()))
