@@ -236,6 +236,9 @@ class SocketScan(NamedTuple):
     holders: Mapping[int, frozenset[ProcessId]]
     vanished_processes: int
     denied_processes: int
+    forked: frozenset[ProcessId] = frozenset()
+    """Holders of which a child has ended since the look before: it may have used what it inherited,
+    and no look has shown it."""
 
 
 @dataclass(frozen=True, slots=True)

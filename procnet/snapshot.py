@@ -5,7 +5,7 @@ from __future__ import annotations
 from procnet.model import SocketScan
 from procnet.report.socket_table import SocketRow, socket_rows
 from procnet.sockets.process import ProcessTable
-from procnet.sockets.procfs import ProcfsScanner
+from procnet.sockets.scanner import SocketScanner
 
 
 def sockets(netns: int | None = None) -> tuple[list[SocketRow], SocketScan]:
@@ -14,5 +14,5 @@ def sockets(netns: int | None = None) -> tuple[list[SocketRow], SocketScan]:
     ``netns`` is the inode of one network namespace; None is for all. Raises ``AccessError`` where
     /proc cannot be read at all; processes whose files are closed to us are counted in the scan.
     """
-    scan = ProcfsScanner().scan(netns)
+    scan = SocketScanner().scan(netns)
     return socket_rows(scan, ProcessTable().get), scan

@@ -21,11 +21,16 @@ _OURS = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM})
 
 
 class Stat(NamedTuple):
-    """What is taken from /proc/PID/stat: man proc_pid_stat(5), fields 2, 3, 4, 20 and 22."""
+    """What is taken from /proc/PID/stat: man proc_pid_stat(5), fields 2, 3, 4, 11, 20 and 22.
+
+    ``children_faults``: page faults of the children that were waited for. Every process has some,
+    so that it grows with each child that has ended.
+    """
 
     name: bytes
     state: str
     parent_pid: int
+    children_faults: int
     threads: int
     start_time_ns: int
 
@@ -50,6 +55,7 @@ def parse_stat(text: bytes) -> Stat:
         name=text[opening + 1 : closing],
         state=fields[0].decode("latin-1"),
         parent_pid=int(fields[1]),
+        children_faults=int(fields[8]),
         threads=int(fields[17]),
         start_time_ns=int(fields[19]) * CLOCK_TICK_NS,
     )
@@ -93,15 +99,15 @@ def list_pids(root: str) -> list[str]:
     return [name for name in os.listdir(root) if name.isascii() and name.isdigit()]
 
 
-def is_alive(root: str, process: ProcessId) -> bool:
-    """True if this very process still runs, as far as can be seen."""
+def stat_of(root: str, process: ProcessId) -> Stat | None:
+    """What is said of this very process; None if it runs no more, as far as can be seen."""
     try:
         with process_directory(root, process.pid) as directory:
             stat = stat_at(directory)
     except (OSError, ValueError) as error:
         raise_if_ours(error)
-        return False
-    return stat.start_time_ns == process.start_time_ns and not stat.ended
+        return None
+    return stat if stat.start_time_ns == process.start_time_ns and not stat.ended else None
 
 
 def raise_if_ours(error: Exception) -> None:

@@ -8,8 +8,11 @@ The formats are those of ``get_tcp4_sock`` (net/ipv4/tcp_ipv4.c), ``get_tcp6_soc
 
 from __future__ import annotations
 
+import functools
 import re
 import struct
+from collections.abc import Callable
+from typing import Any, cast
 
 from procnet.model import ICMP, ICMP6, TCP, UDP, UDPLITE, Socket, unmapped
 
@@ -42,6 +45,9 @@ _STATES = {
     "09": "last_ack", "0A": "listen", "0B": "closing", "0C": "syn_recv", "0D": "bound_inactive",
 }  # fmt: skip
 
+STATE_NAMES: tuple[str, ...] = tuple(_STATES.get(f"{n:02X}", "unknown") for n in range(256))
+"""The name of every number that the one byte of a state can hold."""
+
 # Literal spaces only: a pattern that could cross a newline would glue two broken lines into a
 # socket that never was, and the space after the inode proves that it is not cut short. Bounded
 # digits: int() of a very long number raises ValueError.
@@ -60,6 +66,9 @@ _PACKET_LINE = re.compile(
 
 # PING_HTABLE_SIZE (include/net/ping.h); the bucket is the id plus a constant of the namespace.
 _PING_BUCKETS = 64
+
+# The fields in order, by one call of C instead of Socket's Python constructor: tables are long.
+make_socket = cast("Callable[[tuple[Any, ...]], Socket]", functools.partial(tuple.__new__, Socket))
 
 _WORDS_AS_PRINTED = {4: struct.Struct(">I"), 16: struct.Struct(">4I")}
 _WORDS_IN_MEMORY = {4: struct.Struct("=I"), 16: struct.Struct("=4I")}
@@ -144,17 +153,19 @@ def _inet_sockets(text: str, netns: int, protocol: int, family: int) -> list[Soc
     addresses = _Addresses()
     pattern = _INET4 if family == 4 else _INET6
     return [
-        Socket(
-            netns,
-            protocol,
-            family,
-            addresses[local],
-            int(local_port, 16),
-            addresses[remote],
-            int(remote_port, 16),
-            _STATES.get(state, "unknown"),
-            int(inode),
-            int(uid),
+        make_socket(
+            (
+                netns,
+                protocol,
+                family,
+                addresses[local],
+                int(local_port, 16),
+                addresses[remote],
+                int(remote_port, 16),
+                _STATES.get(state, "unknown"),
+                int(inode),
+                int(uid),
+            )
         )
         for local, local_port, remote, remote_port, state, uid, inode in pattern.findall(text)
     ]

@@ -30,7 +30,7 @@ Endpoint = tuple[str, int]
 
 
 class ProcTree:
-    """A directory that looks like /proc to a reader: ``ProcfsScanner(tree.root)``.
+    """A directory that looks like /proc to a reader: ``SocketScanner(tree.root)``.
 
     ``tree = ProcTree(tmp_path)`` makes it below ``tmp_path``. Start times are in clock ticks of
     10 ms since boot, as /proc/PID/stat has them.

@@ -9,6 +9,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -318,3 +319,28 @@ def ss_end(text: str) -> SsEnd:
 
 def test_the_probe_says_that_root_can_look() -> None:
     assert probe().support is Support.YES
+
+
+def forked_since_the_look_before() -> tuple[bool, bool, bool, bool]:
+    sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    sock.bind(("127.0.0.1", 0))
+    netns = os.stat("/proc/self/ns/net").st_ino
+    scanner = SocketScanner()
+
+    def is_forked() -> bool:
+        return any(process.pid == os.getpid() for process in scanner.scan(netns).forked)
+
+    is_forked()
+    quiet = is_forked()
+    subprocess.run([sys.executable, "-c", ""], check=True)
+    waited, again = is_forked(), is_forked()
+    child = subprocess.Popen([sys.executable, "-c", ""])
+    os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
+    zombie = is_forked()
+    child.wait()
+    sock.close()
+    return quiet, waited, again, zombie
+
+
+def test_a_holder_whose_child_has_ended_is_told_once(loopback) -> None:
+    assert loopback.call(forked_since_the_look_before) == (False, True, False, True)

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from procnet.model import ProcessId
-from procnet.sockets.pids import is_alive, parse_stat, process_directory, stat_at
+from procnet.sockets.pids import parse_stat, process_directory, stat_at, stat_of
 from procnet.testing.proc_tree import ProcTree
 
 # From Linux 6.18: a process whose first thread has ended while another one lives.
@@ -19,7 +19,7 @@ ZOMBIE_LEADER = (
 
 
 def test_a_captured_stat_is_understood() -> None:
-    assert parse_stat(ZOMBIE_LEADER) == (b"z", "Z", 32462, 2, 1_251_480_000_000)
+    assert parse_stat(ZOMBIE_LEADER) == (b"z", "Z", 32462, 0, 2, 1_251_480_000_000)
 
 
 def test_a_process_lives_as_long_as_any_of_its_threads() -> None:
@@ -58,12 +58,12 @@ def test_a_directory_never_becomes_the_next_process_of_that_number(tmp_path: Pat
 def test_a_process_is_alive_under_its_own_start_time_only(tmp_path: Path) -> None:
     tree = ProcTree(tmp_path)
     tree.add_process(23, start_ticks=100)
-    assert is_alive(str(tree.root), ProcessId(23, 1_000_000_000))
-    assert not is_alive(str(tree.root), ProcessId(23, 1_010_000_000))
-    assert not is_alive(str(tree.root), ProcessId(24, 1_000_000_000))
+    assert stat_of(str(tree.root), ProcessId(23, 1_000_000_000))
+    assert not stat_of(str(tree.root), ProcessId(23, 1_010_000_000))
+    assert not stat_of(str(tree.root), ProcessId(24, 1_000_000_000))
 
 
-def test_this_very_process_is_alive() -> None:
+def test_this_very_process_stat_of() -> None:
     with process_directory("/proc", os.getpid()) as directory:
         start_time_ns = stat_at(directory).start_time_ns
-    assert is_alive("/proc", ProcessId(os.getpid(), start_time_ns))
+    assert stat_of("/proc", ProcessId(os.getpid(), start_time_ns))

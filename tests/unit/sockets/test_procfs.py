@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from procnet.errors import AccessError, ProcnetError
 from procnet.model import TCP, ProcessId, SocketScan, Support
-from procnet.sockets.procfs import ProcfsScanner, probe
+from procnet.sockets.procfs import probe
+from procnet.sockets.scanner import SocketScanner
 from procnet.testing.proc_tree import ProcTree
 
 OTHER_NETNS = 4026532999
@@ -51,7 +52,7 @@ def test_a_socket_has_the_process_that_has_it_open(tree: ProcTree) -> None:
     tree.add_process(23, fds=[501])
     tree.add_process(29, fds=[502])
     tree.add_socket("tcp", ("127.0.0.1", 80), inode=501, uid=33)
-    scan = ProcfsScanner(tree.root).scan()
+    scan = SocketScanner(tree.root).scan()
     (socket,) = scan.sockets
     assert (socket.protocol, socket.local_port, socket.state, socket.uid) == (TCP, 80, "listen", 33)
     assert scan.holders == {501: frozenset({identity(23)})}
@@ -61,14 +62,14 @@ def test_a_shared_socket_has_every_holder(tree: ProcTree) -> None:
     for pid in (23, 29, 31):
         tree.add_process(pid, fds=[501, 501])
     tree.add_socket("tcp", inode=501)
-    scan = ProcfsScanner(tree.root).scan()
+    scan = SocketScanner(tree.root).scan()
     assert scan.holders == {501: frozenset(map(identity, (23, 29, 31)))}
 
 
 def test_a_socket_without_an_inode_has_no_holder(tree: ProcTree) -> None:
     tree.add_process(23)
     tree.add_socket("tcp", state="time_wait", remote=("127.0.0.1", 80), inode=0)
-    scan = ProcfsScanner(tree.root).scan()
+    scan = SocketScanner(tree.root).scan()
     assert len(scan.sockets) == 1
     assert scan.holders == {}
 
@@ -80,7 +81,7 @@ def test_every_namespace_with_a_process_is_seen_once(tree: ProcTree) -> None:
     tree.be(23)
     tree.add_socket("udp", ("127.0.0.1", 53), inode=501)
     tree.add_socket("udp", ("127.0.0.1", 53), inode=601, netns=OTHER_NETNS)
-    scan = ProcfsScanner(tree.root).scan()
+    scan = SocketScanner(tree.root).scan()
     assert sorted((s.netns, s.inode) for s in scan.sockets) == [
         (4026531840, 501),
         (OTHER_NETNS, 601),
@@ -94,7 +95,7 @@ def test_one_namespace_can_be_asked_for(tree: ProcTree) -> None:
     tree.be(23)
     tree.add_socket("udp", inode=501)
     tree.add_socket("udp", inode=601, netns=OTHER_NETNS)
-    scanner = ProcfsScanner(tree.root)
+    scanner = SocketScanner(tree.root)
     assert [s.inode for s in scanner.scan(OTHER_NETNS).sockets] == [601]
     assert scanner.scan(OTHER_NETNS + 1).sockets == []
 
@@ -103,7 +104,7 @@ def test_a_namespace_is_read_by_another_process_when_the_first_is_gone(tree: Pro
     for pid in (31, 37):
         tree.add_process(pid, netns=OTHER_NETNS)
     tree.add_socket("udp", inode=601, netns=OTHER_NETNS)
-    scanner = ProcfsScanner(tree.root)
+    scanner = SocketScanner(tree.root)
     scanner.scan(OTHER_NETNS)
     tree.remove_process(31)
     assert len(scanner.scan(OTHER_NETNS).sockets) == 1
@@ -128,7 +129,7 @@ def test_a_process_that_changes_its_namespace_while_it_is_read_misleads_nobody(
 
     moving = threading.Thread(target=move)
     moving.start()
-    sockets = ProcfsScanner(tree.root).scan(4026531840).sockets
+    sockets = SocketScanner(tree.root).scan(4026531840).sockets
     moving.join()
     assert sockets == []
 
@@ -138,7 +139,7 @@ def test_the_files_of_all_processes_are_not_walked_when_nothing_is_new(
 ) -> None:
     tree.add_process(23, fds=[501, 502])
     tree.add_socket("tcp", inode=501)
-    scanner = ProcfsScanner(tree.root, clock=clock)
+    scanner = SocketScanner(tree.root, clock=clock)
     scanner.scan()
     # Bound only now, but it was open when the files were walked.
     tree.add_socket("tcp", inode=502)
@@ -148,7 +149,7 @@ def test_the_files_of_all_processes_are_not_walked_when_nothing_is_new(
 
 def test_a_new_socket_is_looked_for(tree: ProcTree, clock: Clock) -> None:
     tree.add_process(23)
-    scanner = ProcfsScanner(tree.root, clock=clock)
+    scanner = SocketScanner(tree.root, clock=clock)
     scanner.scan()
     tree.open_socket(23, 501, 3)
     tree.add_socket("tcp", inode=501)
@@ -160,7 +161,7 @@ def test_a_socket_of_nobody_is_looked_for_once_in_max_age(tree: ProcTree, clock:
     tree.add_process(23, fds=[501])
     for inode in (501, 777):
         tree.add_socket("tcp", inode=inode)
-    scanner = ProcfsScanner(tree.root, max_age_s=5, clock=clock)
+    scanner = SocketScanner(tree.root, max_age_s=5, clock=clock)
     for _ in range(3):
         assert 777 not in scanner.scan().holders
     assert scanner.fd_walks == 1
@@ -176,7 +177,7 @@ def test_two_namespaces_with_sockets_of_nobody_do_not_drive_each_other(
     tree.add_process(31, netns=OTHER_NETNS)
     tree.add_socket("tcp", inode=777)
     tree.add_socket("tcp", inode=778, netns=OTHER_NETNS)
-    scanner = ProcfsScanner(tree.root, clock=clock)
+    scanner = SocketScanner(tree.root, clock=clock)
     for walks in (2, 4):
         for _ in range(3):
             scanner.scan(4026531840)
@@ -190,7 +191,7 @@ def test_a_socket_of_nobody_is_found_at_max_age_however_busy_the_host(
 ) -> None:
     tree.add_process(23)
     tree.add_socket("tcp", inode=777)
-    scanner = ProcfsScanner(tree.root, max_age_s=5, clock=clock)
+    scanner = SocketScanner(tree.root, max_age_s=5, clock=clock)
     scanner.scan()
     tree.open_socket(23, 777, 3)
     for step in range(6):  # a new socket each second makes every walk a young one
@@ -201,11 +202,53 @@ def test_a_socket_of_nobody_is_found_at_max_age_however_busy_the_host(
     assert pids(scan, 777) == {23}
 
 
+def test_a_process_that_began_since_the_walk_is_read_at_each_look(
+    tree: ProcTree, clock: Clock
+) -> None:
+    tree.add_process(23, fds=[501])
+    tree.add_socket("tcp", inode=501)
+    scanner = SocketScanner(tree.root, clock=clock)
+    scanner.scan()
+    tree.add_process(29, fds=[501, 502])  # as a fork does, which shows no new socket
+    tree.add_socket("tcp", inode=502)
+    scan = scanner.scan()
+    assert (pids(scan, 501), pids(scan, 502)) == ({23, 29}, {29})
+    assert scanner.fd_walks == 1
+
+
+def test_descriptors_that_were_closed_since_they_were_listed_hide_no_other(
+    tree: ProcTree, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tree.add_process(23, fds=[501, 502, 503])
+    tree.add_socket("tcp", inode=501)
+    for inode in (502, 503):
+        tree.add_socket("udp", inode=inode)
+    listed = os.listdir
+
+    def with_closed_ones(path: str | int) -> list[str]:
+        names = listed(path)
+        return ["96", *names[:2], "97", "98", *names[2:], "99"] if isinstance(path, int) else names
+
+    monkeypatch.setattr(os, "listdir", with_closed_ones)
+    scan = SocketScanner(tree.root).scan()
+    assert [pids(scan, inode) for inode in (501, 502, 503)] == [{23}] * 3
+
+
+@pytest.mark.parametrize(
+    "name", ["/tmp/socket:[501]", "socket:[501] (deleted)", "\nsocket:[501]\n", "xsocket:[501]"]
+)
+def test_a_file_whose_name_is_that_of_a_socket_is_none(tree: ProcTree, name: str) -> None:
+    directory = tree.add_process(23)
+    (directory / "fd" / "3").symlink_to(name)
+    tree.add_socket("tcp", inode=501)
+    assert SocketScanner(tree.root).scan().holders == {}
+
+
 def test_a_descriptor_that_was_passed_on_is_seen_at_max_age(tree: ProcTree, clock: Clock) -> None:
     tree.add_process(23, fds=[501])
     tree.add_process(29)
     tree.add_socket("tcp", inode=501)
-    scanner = ProcfsScanner(tree.root, max_age_s=5, clock=clock)
+    scanner = SocketScanner(tree.root, max_age_s=5, clock=clock)
     assert pids(scanner.scan(), 501) == {23}
     tree.open_socket(29, 501, 3)
     clock.now_s += 5
@@ -216,7 +259,7 @@ def test_refresh_walks_in_any_case(tree: ProcTree, clock: Clock) -> None:
     tree.add_process(23, fds=[501])
     tree.add_process(29)
     tree.add_socket("tcp", inode=501)
-    scanner = ProcfsScanner(tree.root, clock=clock)
+    scanner = SocketScanner(tree.root, clock=clock)
     scanner.scan()
     tree.open_socket(29, 501, 3)
     assert pids(scanner.scan(refresh=True), 501) == {23, 29}
@@ -226,7 +269,7 @@ def test_a_holder_that_ended_is_not_named(tree: ProcTree, clock: Clock) -> None:
     for pid in (23, 29):
         tree.add_process(pid, fds=[501])
     tree.add_socket("tcp", inode=501)
-    scanner = ProcfsScanner(tree.root, clock=clock)
+    scanner = SocketScanner(tree.root, clock=clock)
     scanner.scan()
     tree.remove_process(23)
     assert pids(scanner.scan(), 501) == {29}
@@ -239,7 +282,7 @@ def test_a_process_that_got_the_number_of_a_holder_is_not_named(
     for pid in (23, 29):
         tree.add_process(pid, fds=[501])
     tree.add_socket("tcp", inode=501)
-    scanner = ProcfsScanner(tree.root, clock=clock)
+    scanner = SocketScanner(tree.root, clock=clock)
     scanner.scan()
     tree.remove_process(23)
     tree.add_process(23, start_ticks=101)
@@ -252,7 +295,7 @@ def test_a_socket_that_outlives_its_holders_is_looked_for_at_once(
     tree.add_process(23, fds=[501])
     tree.add_process(29)
     tree.add_socket("tcp", inode=501)
-    scanner = ProcfsScanner(tree.root, clock=clock)
+    scanner = SocketScanner(tree.root, clock=clock)
     scanner.scan()
     tree.open_socket(29, 501, 3)
     tree.remove_process(23)
@@ -263,7 +306,7 @@ def test_a_zombie_holds_nothing(tree: ProcTree) -> None:
     tree.add_process(23, fds=[501], state="Z")
     tree.add_process(29)
     tree.add_socket("tcp", inode=501)
-    scan = ProcfsScanner(tree.root).scan()
+    scan = SocketScanner(tree.root).scan()
     assert scan.holders == {}
     assert scan.vanished_processes == 1
 
@@ -275,7 +318,7 @@ def test_a_process_whose_first_thread_ended_still_holds(tree: ProcTree) -> None:
     files.mkdir(parents=True)
     (files / "3").symlink_to("socket:[501]")
     tree.add_socket("tcp", inode=501)
-    assert pids(ProcfsScanner(tree.root).scan(), 501) == {23}
+    assert pids(SocketScanner(tree.root).scan(), 501) == {23}
 
 
 def test_a_process_that_vanishes_meanwhile_is_counted(tree: ProcTree) -> None:
@@ -283,7 +326,7 @@ def test_a_process_that_vanishes_meanwhile_is_counted(tree: ProcTree) -> None:
     (tree.add_process(29, fds=[501]) / "stat").unlink()
     shutil.rmtree(tree.add_process(31) / "fd")
     tree.add_socket("tcp", inode=501)
-    scanner = ProcfsScanner(tree.root)
+    scanner = SocketScanner(tree.root)
     scan = scanner.scan()
     assert (scan.vanished_processes, pids(scan, 501)) == (2, {23})
     assert scanner.scan().vanished_processes == 0
@@ -292,7 +335,7 @@ def test_a_process_that_vanishes_meanwhile_is_counted(tree: ProcTree) -> None:
 def test_a_scan_says_when_it_was_made(tree: ProcTree) -> None:
     tree.add_process(23)
     times = iter([1001, 2003])
-    scan = ProcfsScanner(tree.root, wall_clock_ns=lambda: next(times)).scan()
+    scan = SocketScanner(tree.root, wall_clock_ns=lambda: next(times)).scan()
     assert (scan.started_ns, scan.ended_ns) == (1001, 2003)
 
 
@@ -301,7 +344,7 @@ def test_malformed_lines_are_counted(tree: ProcTree) -> None:
     with (tree.tables() / "udp").open("a") as table:
         table.write("   1: what is this?\n")
     tree.add_socket("udp", inode=0)
-    scanner = ProcfsScanner(tree.root)
+    scanner = SocketScanner(tree.root)
     assert len(scanner.scan().sockets) == 1
     assert scanner.malformed_lines == 1
 
@@ -310,17 +353,17 @@ def test_a_kernel_may_lack_tables(tree: ProcTree) -> None:
     tree.add_process(23)
     (tree.tables() / "tcp6").unlink()
     tree.add_socket("tcp", inode=0)
-    assert len(ProcfsScanner(tree.root).scan().sockets) == 1
+    assert len(SocketScanner(tree.root).scan().sockets) == 1
 
 
 def test_a_missing_proc_is_an_error_that_names_it(tmp_path: Path) -> None:
     with pytest.raises(ProcnetError, match="nowhere"):
-        ProcfsScanner(tmp_path / "nowhere").scan()
+        SocketScanner(tmp_path / "nowhere").scan()
 
 
 def test_a_directory_without_processes_is_no_proc(tmp_path: Path) -> None:
     with pytest.raises(ProcnetError, match="proc file system"):
-        ProcfsScanner(tmp_path).scan()
+        SocketScanner(tmp_path).scan()
 
 
 @contextlib.contextmanager
@@ -351,7 +394,7 @@ def test_a_process_that_may_not_be_read_is_counted(open_tree: ProcTree) -> None:
     directory = open_tree.add_process(23, fds=[501])
     open_tree.add_process(29)
     open_tree.add_socket("tcp", inode=501)
-    scanner = ProcfsScanner(open_tree.root)
+    scanner = SocketScanner(open_tree.root)
     with closed(directory / "fd"):
         assert [
             (s.denied_processes, dict(s.holders)) for s in (scanner.scan(), scanner.scan())
@@ -365,12 +408,12 @@ def test_a_process_that_may_not_be_read_is_counted(open_tree: ProcTree) -> None:
 def test_a_namespace_that_nobody_may_show_is_an_access_error(open_tree: ProcTree) -> None:
     directory = open_tree.add_process(23)
     with closed(directory / "ns"), pytest.raises(AccessError, match="CAP_SYS_PTRACE"):
-        ProcfsScanner(open_tree.root).scan()
+        SocketScanner(open_tree.root).scan()
 
 
 def test_a_proc_that_may_not_be_listed_is_an_access_error(open_tree: ProcTree) -> None:
     with closed(open_tree.root), pytest.raises(AccessError, match="CAP_SYS_PTRACE"):
-        ProcfsScanner(open_tree.root).scan()
+        SocketScanner(open_tree.root).scan()
 
 
 def test_the_probe_says_yes_where_every_process_shows_its_files(tree: ProcTree) -> None:
@@ -424,7 +467,7 @@ def test_a_scan_of_any_bytes_names_no_wrong_process(
             (tree.root / "29" / name).write_bytes(content)
         for number, link in enumerate(links, 50):
             os.symlink(link, hostile + b"fd/%d" % number)
-        scan = ProcfsScanner(tree.root).scan()
+        scan = SocketScanner(tree.root).scan()
         assert identity(23) in scan.holders[501]
         assert {p.pid for p in scan.holders.get(502, ())} <= {29}
 
@@ -434,7 +477,7 @@ def test_this_process_holds_its_own_socket() -> None:
 
     with socket.create_server(("127.0.0.1", 0)) as server:
         inode = os.fstat(server.fileno()).st_ino
-        scan = ProcfsScanner().scan(os.stat("/proc/self/ns/net").st_ino)
+        scan = SocketScanner().scan(os.stat("/proc/self/ns/net").st_ino)
         (found,) = (s for s in scan.sockets if s.inode == inode)
         assert found.local_port == server.getsockname()[1]
         assert pids(scan, inode) == {os.getpid()}
