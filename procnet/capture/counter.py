@@ -19,7 +19,7 @@ from typing import Any
 from procnet.capture.decode import ETHERNET, SLL, SLL2, Decoder
 from procnet.model import TCP, UDP, FlowCount, FlowKey, Reason, Segment
 
-RUN_GAP_NS = 1_000_000
+RUN_GAP_NS = 100_000
 """A longer pause ends a run, so that bytes can be told apart when a port changes hands."""
 
 _RUN_GAP_S = RUN_GAP_NS / 1e9

@@ -22,6 +22,11 @@ def grace_ns(protocol: int) -> int:
     return TCP_GRACE_NS if protocol == TCP else OTHER_GRACE_NS
 
 
+def shifted(at_ns: int, step_ns: int) -> int:
+    """A moment after the clock was set; always and forever stay what they are."""
+    return at_ns if at_ns in (ALWAYS_NS, FOREVER_NS) else at_ns + step_ns
+
+
 class Claim:
     """Processes that had a socket's end, with two intervals.
 
@@ -34,6 +39,8 @@ class Claim:
         "begin_ns",
         "end_ns",
         "evidence",
+        "forgotten",
+        "has_remote",
         "inode",
         "kernel",
         "presumed",
@@ -51,7 +58,10 @@ class Claim:
         begin_ns: int,
         sure_from_ns: int,
         sure_to_ns: int,
+        has_remote: bool = False,
     ) -> None:
+        self.has_remote = has_remote
+        self.forgotten = False
         self.users = users
         self.evidence = evidence
         self.inode = inode
@@ -76,6 +86,13 @@ class Claim:
         if self.sure_to_ns > at_ns:
             self.sure_to_ns = at_ns
 
+    def shift(self, step_ns: int) -> None:
+        """The wall clock was set by so much."""
+        self.begin_ns = shifted(self.begin_ns, step_ns)
+        self.end_ns = shifted(self.end_ns, step_ns)
+        self.sure_from_ns = shifted(self.sure_from_ns, step_ns)
+        self.sure_to_ns = shifted(self.sure_to_ns, step_ns)
+
     def may_cover(self, count: FlowCount, grace: int) -> bool:
         """Could the run have been moved while this claim held?"""
         return (
@@ -90,9 +107,6 @@ class Claim:
             and count.last_ns <= self.sure_to_ns + slack_ns
         )
 
-    def touches(self, begin_ns: int, end_ns: int) -> bool:
+    def touches(self, begin_ns: int, end_ns: int, slack_ns: int = CLOCK_SLACK_NS) -> bool:
         """Does the sure interval share a moment with the given one?"""
-        return (
-            self.sure_from_ns - CLOCK_SLACK_NS <= end_ns
-            and begin_ns <= self.sure_to_ns + CLOCK_SLACK_NS
-        )
+        return self.sure_from_ns - slack_ns <= end_ns and begin_ns <= self.sure_to_ns + slack_ns

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Iterator
 from typing import NamedTuple
-
-from cachetools import LRUCache
 
 from procnet.ledger.verdict import NOBODY, Verdict
 from procnet.model import Evidence, FlowCount, FlowKey, ProcessId, Reason, Traffic
@@ -86,52 +85,26 @@ class FlowRow:
             self.evidence = verdict.evidence
 
 
-class _Rows(LRUCache[RowKey, FlowRow]):
-    """The least recently used row goes when there are too many; the totals have its bytes."""
-
-    def __init__(self, maxsize: int) -> None:
-        super().__init__(maxsize)
-        self.evicted = 0
-
-    def popitem(self) -> tuple[RowKey, FlowRow]:
-        self.evicted += 1
-        return super().popitem()
-
-
-class _Processes(LRUCache[ProcessId, Tally]):
-    """The least recently used process goes; its bytes lose their name, not their place."""
-
-    def __init__(self, maxsize: int) -> None:
-        super().__init__(maxsize)
-        self.evicted = Tally()
-
-    def popitem(self) -> tuple[ProcessId, Tally]:
-        process, tally = super().popitem()
-        self.evicted.add_tally(tally)
-        return process, tally
-
-
 class FlowTable:
     """Every settled byte, three times: by flow row, by owner or reason, and in total."""
 
     def __init__(self, max_flows: int = MAX_FLOWS, max_processes: int = MAX_PROCESSES) -> None:
-        self._rows = _Rows(max_flows)
-        self._processes = _Processes(max_processes)
+        self.evicted_flows = 0
+        """How many flow rows a full table let go."""
+        self._max_flows = max_flows
+        self._max_processes = max_processes
+        # Least recently used first. (An LRUCache does the same at five times the cost.)
+        self._rows: OrderedDict[RowKey, FlowRow] = OrderedDict()
+        self._processes: OrderedDict[ProcessId, Tally] = OrderedDict()
+        self._of_evicted_processes = Tally()
         self._reasons: dict[Reason, Tally] = {}
         self.total = Tally()
-
-    @property
-    def evicted_flows(self) -> int:
-        """How many flow rows a full table let go."""
-        return self._rows.evicted
 
     def add(self, count: FlowCount, verdict: Verdict) -> None:
         """Books one run of packets under its verdict."""
         self.total.add(count)
         if verdict.process is not None:
-            tally = self._processes.get(verdict.process)
-            if tally is None:
-                tally = self._processes[verdict.process] = Tally()
+            tally = self._tally_of(verdict.process)
         else:
             assert verdict.reason is not None
             tally = self._reasons.setdefault(verdict.reason, Tally())
@@ -139,11 +112,27 @@ class FlowTable:
         if count.key is not None:
             self._add_row(count, count.key, verdict)
 
+    def _tally_of(self, process: ProcessId) -> Tally:
+        tally = self._processes.get(process)
+        if tally is not None:
+            self._processes.move_to_end(process)
+            return tally
+        if len(self._processes) >= self._max_processes:
+            # Its bytes lose their name, not their place.
+            self._of_evicted_processes.add_tally(self._processes.popitem(last=False)[1])
+        tally = self._processes[process] = Tally()
+        return tally
+
     def _add_row(self, count: FlowCount, flow: FlowKey, verdict: Verdict) -> None:
         key = RowKey(count.interface, flow, verdict.process, verdict.reason)
         row = self._rows.get(key)
         if row is None:
+            if len(self._rows) >= self._max_flows:
+                self._rows.popitem(last=False)
+                self.evicted_flows += 1
             row = self._rows[key] = FlowRow(count.first_ns)
+        else:
+            self._rows.move_to_end(key)
         row.add(count, verdict)
 
     def rows(self) -> Iterator[tuple[RowKey, FlowRow]]:
@@ -157,9 +146,9 @@ class FlowTable:
     def reasons(self) -> dict[Reason, Tally]:
         """What moved without an owner; ``EVICTED`` has what evicted processes had."""
         reasons = dict(self._reasons)
-        if self._processes.evicted != Tally():
+        if self._of_evicted_processes != Tally():
             evicted = Tally()
-            evicted.add_tally(self._processes.evicted)
+            evicted.add_tally(self._of_evicted_processes)
             if Reason.EVICTED in reasons:
                 evicted.add_tally(reasons[Reason.EVICTED])
             reasons[Reason.EVICTED] = evicted

@@ -16,10 +16,11 @@ MAX_GENERATIONS = 64
 
 
 class _Opened:
-    __slots__ = ("answered", "at_ns")
+    __slots__ = ("answered", "at_ns", "sent")
 
-    def __init__(self, at_ns: int) -> None:
+    def __init__(self, at_ns: int, sent: bool) -> None:
         self.at_ns = at_ns
+        self.sent = sent
         # Until anything but a SYN is seen, another SYN is the same one sent again.
         self.answered = False
 
@@ -41,8 +42,9 @@ class Generations:
             return
         if opened is None:
             opened = self._opened[key] = []
-        if not opened or opened[-1].answered:
-            opened.append(_Opened(count.first_ns))
+        # A SYN of the other side is no repetition, but another connection (or both open at once).
+        if not opened or opened[-1].answered or opened[-1].sent != count.sent:
+            opened.append(_Opened(count.first_ns, count.sent))
             del opened[:-MAX_GENERATIONS]
         if count.packets > 1:
             opened[-1].answered = True

@@ -52,11 +52,14 @@ class Ledger:
         self.undecodable_packets = 0
         """Packets that were counted as ``UNDECODABLE``, loopback packets twice, as everything."""
         self._fresh: list[FlowCount] = []
-        self._waiting: list[FlowCount] = []
-        self._news = False
-        self._unknown = False
+        # What waits, by whether a witness has said anything of it.
+        self._seen: list[FlowCount] = []
+        self._unseen: list[FlowCount] = []
+        # What there is to say since the last settling: by ports, or by a look of everything.
+        self._told: set[tuple[int, int, int]] = set()
+        self._looked = False
         self._looks_ns = (ALWAYS_NS, ALWAYS_NS)
-        self._forgot_ns = ALWAYS_NS
+        self._now_ns = self._forgot_ns = ALWAYS_NS
         self._counted = Tally()
         self._all = FlowTable(max_flows)
         self._interval = FlowTable(max_flows)
@@ -69,7 +72,7 @@ class Ledger:
     @property
     def has_unknown(self) -> bool:
         """Do runs wait of which no witness has said anything yet? Then a look is worth its cost."""
-        return self._unknown
+        return bool(self._unseen)
 
     def count(self, counts: Iterable[FlowCount]) -> None:
         """Takes what the counters hand over."""
@@ -88,24 +91,29 @@ class Ledger:
     def observe(self, events: Iterable[OwnerEvent]) -> None:
         """Takes all events that were told before the counts of the same tick were drained."""
         events = list(events)
-        self._news = self._news or bool(events)
+        self._told.update((e.netns, e.protocol, e.local_port) for e in events)
         self.owners.observe(events)
 
     def look(self, scan: SocketScan) -> set[ProcessId]:
         """Takes a look at the sockets; returns the processes that were seen for the first time."""
-        self._news = True
+        self._looked = True
         self._looks_ns = (self._looks_ns[1], scan.started_ns)
         return self.owners.look(scan)
 
+    def set_clock(self, step_ns: int) -> None:
+        """The wall clock was set by so much: what was stamped before it stands as it can be told
+        now, and what is known of owners goes on in the new time."""
+        self.settle(self._now_ns, final=True)
+        self._looks_ns = (ALWAYS_NS, ALWAYS_NS)
+        self._forgot_ns = ALWAYS_NS
+        self._generations = Generations()
+        self.owners.shift(step_ns)
+
     def settle(self, now_ns: int, *, final: bool = False) -> None:
         """Books every run that need not wait any longer; all of them if ``final``."""
-        undecided, self._fresh = self._fresh, []
-        # What waits is asked about again when there is something new to say.
-        if self._news or final or len(self._waiting) + len(undecided) > self._max_waiting:
-            undecided = self._waiting + undecided
-            self._waiting = []
-            self._news = self._unknown = False
-        crowd = len(undecided) - self._max_waiting
+        self._now_ns = now_ns
+        undecided = self._due(now_ns, final)
+        crowd = len(undecided) + len(self._seen) + len(self._unseen) - self._max_waiting
         for index, count in enumerate(undecided):
             last_word = (
                 final
@@ -115,14 +123,31 @@ class Ledger:
             )
             verdict = self._decide(count, last_word)
             if verdict.reason is Reason.PENDING:
-                self._waiting.append(count)
-                self._unknown = self._unknown or verdict is UNSEEN
+                (self._unseen if verdict is UNSEEN else self._seen).append(count)
             else:
                 self._book(count, verdict)
         if now_ns - self._forgot_ns > _FORGET_EVERY_NS:
             self._forgot_ns = now_ns
             self.owners.forget(now_ns)
-            self._news = True
+            self._looked = True
+        elif self.owners.is_crowded:
+            self.owners.forget(now_ns)
+
+    def _due(self, now_ns: int, final: bool) -> list[FlowCount]:
+        """What is new, and of what waits that of which there is something new to say."""
+        fresh, self._fresh = self._fresh, []
+        told, self._told = self._told, set()
+        seen, unseen = self._seen, self._unseen
+        if final or self._looked or len(seen) + len(unseen) + len(fresh) > self._max_waiting:
+            self._looked = False
+            self._seen, self._unseen = [], []
+            return seen + unseen + fresh
+        if not told:
+            return fresh
+        due: list[FlowCount] = []
+        self._seen = _keep(seen, told, due)
+        self._unseen = _keep(unseen, told, due)
+        return due + fresh
 
     def _decide(self, count: FlowCount, last_word: bool) -> Verdict:
         key = count.key
@@ -130,7 +155,8 @@ class Ledger:
         generation = (ALWAYS_NS, FOREVER_NS)
         if key.protocol == TCP:
             generation = self._generations.interval(key, count.first_ns)
-        return decide(self.owners, count, generation, last_word=last_word)
+        looked = count.last_ns < self._looks_ns[1]
+        return decide(self.owners, count, generation, looked=looked, last_word=last_word)
 
     def _book(self, count: FlowCount, verdict: Verdict) -> None:
         self._all.add(count, verdict)
@@ -139,7 +165,7 @@ class Ledger:
     def account(self) -> Account:
         """Everything since the start; what still waits is ``PENDING``."""
         account = _copy(self._all)
-        waiting = self._waiting + self._fresh
+        waiting = self._seen + self._unseen + self._fresh
         pending = FlowTable(max(1, len(waiting)))
         for count in waiting:
             pending.add(count, SEEN)
@@ -155,6 +181,18 @@ class Ledger:
         _check(account, self._interval.total)
         self._interval = FlowTable(self._max_flows)
         return account
+
+
+def _keep(
+    waiting: list[FlowCount], told: set[tuple[int, int, int]], due: list[FlowCount]
+) -> list[FlowCount]:
+    """Moves what there is news of from ``waiting`` to ``due``; returns the rest."""
+    kept: list[FlowCount] = []
+    for count in waiting:
+        key = count.key
+        assert key is not None
+        (due if (key.netns, key.protocol, key.local_port) in told else kept).append(count)
+    return kept
 
 
 def _copy(table: FlowTable) -> Account:

@@ -7,36 +7,24 @@ open what was between two. ``verdict.py`` reads it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 
-from procnet.ledger.claims import ALWAYS_NS, FOREVER_NS, Claim, grace_ns
+from procnet.ledger.claims import ALWAYS_NS, CLOCK_SLACK_NS, FOREVER_NS, Claim, grace_ns, shifted
+from procnet.ledger.keys import WILDCARDS, key_of_event, key_of_socket, local_key
 from procnet.model import (
-    ICMP,
-    ICMP6,
-    IPV4_WILDCARD,
-    IPV6_WILDCARD,
     TCP,
     EventKind,
     Evidence,
+    FlowCount,
     FlowKey,
     OwnerEvent,
     ProcessId,
-    Socket,
     SocketScan,
 )
 
 MAX_ENDPOINTS = 131_072
 CONTESTED_NS = 5_000_000_000
 """How long after two sockets took turns on an endpoint an unseen moment is believed of neither."""
-
-_IGMP = 2
-_KERNEL_ANSWERS = frozenset((ICMP, _IGMP, ICMP6))
-_WILDCARDS = (IPV4_WILDCARD, IPV6_WILDCARD)
-
-
-def local_key(key: FlowKey, address: bytes) -> FlowKey:
-    """The endpoint of a socket that is not connected: no remote end."""
-    return FlowKey(key.netns, key.protocol, address, key.local_port, b"", 0)
 
 
 class OwnerTable:
@@ -53,6 +41,11 @@ class OwnerTable:
         self._sighted: dict[tuple[FlowKey, int], Claim] = {}
         self._contested: dict[FlowKey, int] = {}
         self._holders: dict[int, frozenset[ProcessId]] = {}
+        # Claims of events, believed until the close or until events are lost.
+        self._believed: list[Claim] = []
+        self._lost_ns = (ALWAYS_NS, ALWAYS_NS)
+        # Since when each socket may have been there.
+        self._first_ns: dict[int, int] = {}
         self._previous_look_ns = ALWAYS_NS
 
     def claims(self, key: FlowKey) -> Iterable[Claim]:
@@ -62,6 +55,17 @@ class OwnerTable:
     def listeners(self, key: FlowKey) -> Iterable[Claim]:
         """Who listens there."""
         return self._listeners.get(key, ())
+
+    @property
+    def is_crowded(self) -> bool:
+        """Is there so much that ``forget`` must not wait for its time?"""
+        return len(self._claims) > self._max_endpoints + self._max_endpoints // 4
+
+    def may_be_untold(self, count: FlowCount) -> bool:
+        """Were events lost at the time of the run, so that a user of the socket may be missing?"""
+        since_ns, until_ns = self._lost_ns
+        slack_ns = CLOCK_SLACK_NS
+        return since_ns - slack_ns <= count.last_ns and count.first_ns <= until_ns + slack_ns
 
     def contested(self, key: FlowKey, at_ns: int) -> bool:
         """Did sockets take turns there lately, so that what lies between two looks is unsure?"""
@@ -76,31 +80,27 @@ class OwnerTable:
             if event.kind is EventKind.CLOSE:
                 self._close_socket(event)
                 continue
-            key = FlowKey(
-                event.netns,
-                event.protocol,
-                event.local_address,
-                event.local_port,
-                event.remote_address,
-                event.remote_port,
-            )
+            key = key_of_event(event)
             if event.remote_address:
                 self._use(key, event)
-            if event.local_address in _WILDCARDS or not event.remote_address:
+            if event.local_address in WILDCARDS or not event.remote_address:
                 self._use_endpoint(local_key(key, event.local_address), event)
 
-    def lost(self, since_ns: int) -> None:
-        """Events were lost: no claim of an event is sure any more after ``since_ns``."""
-        for claims in self._claims.values():
-            for claim in claims:
-                if claim.is_open and claim.evidence is Evidence.KERNEL_EVENT:
-                    claim.sure_to_ns = min(claim.sure_to_ns, max(since_ns, claim.sure_from_ns))
+    def lost(self, since_ns: int, until_ns: int = ALWAYS_NS) -> None:
+        """Events were lost between the two: no claim of an event is sure any more after it."""
+        going_on = self._lost_ns[1] + CONTESTED_NS >= since_ns
+        self._lost_ns = (self._lost_ns[0] if going_on else since_ns, max(since_ns, until_ns))
+        for claim in self._believed:
+            claim.sure_to_ns = min(claim.sure_to_ns, max(since_ns, claim.sure_from_ns))
+        self._believed = []
 
     def _use(self, key: FlowKey, event: OwnerEvent) -> None:
         claims = self._claims.setdefault(key, [])
-        begin_ns = (
-            ALWAYS_NS if event.kind in (EventKind.ACCEPT, EventKind.RECEIVE) else event.time_ns
-        )
+        # A process that has sent by this tuple is not told of again when it receives by it: what
+        # lay in the socket before may be its own. (What it sent begins with sure_from_ns.)
+        takes = key.protocol != TCP or event.kind in (EventKind.ACCEPT, EventKind.RECEIVE)
+        begin_ns = ALWAYS_NS if takes else event.time_ns
+        floor_ns = self._floor_ns(key, event)
         for claim in [claim for claim in claims if claim.is_open]:
             # A child that is not grafted to its socket yet has no inode.
             same_socket = event.inode == claim.inode or not (event.inode and claim.inode)
@@ -122,22 +122,36 @@ class OwnerTable:
                 return
             else:
                 claim.close(event.time_ns)
-                begin_ns = event.time_ns
-        self._add_event_claim(key, event, begin_ns)
+                # What the last user left in the socket is for this one.
+                begin_ns = min(begin_ns, claim.begin_ns)
+        self._add_event_claim(key, event, max(begin_ns, floor_ns))
 
     def _use_endpoint(self, key: FlowKey, event: OwnerEvent) -> None:
         """A socket that is not connected: its user may have used it for other remotes too."""
+        begin_ns = ALWAYS_NS if event.kind is EventKind.RECEIVE else event.time_ns
+        holders: frozenset[ProcessId] = frozenset()
         for claim in [claim for claim in self.claims(key) if claim.inode == event.inode]:
             if claim.evidence is Evidence.KERNEL_EVENT:
                 if claim.is_open:
                     claim.users |= {event.process}
                     return
-            else:
+            elif claim.is_open:
+                # Others who hold it may still read what is for other remotes.
+                begin_ns = min(begin_ns, claim.begin_ns)
+                holders |= claim.users
                 self._drop(key, claim)
-        receives = event.kind is EventKind.RECEIVE
-        self._add_event_claim(key, event, ALWAYS_NS if receives else event.time_ns)
+        begin_ns = max(begin_ns, self._floor_ns(key, event))
+        self._add_event_claim(key, event, begin_ns).users |= holders
 
-    def _add_event_claim(self, key: FlowKey, event: OwnerEvent, begin_ns: int) -> None:
+    def _floor_ns(self, key: FlowKey, event: OwnerEvent) -> int:
+        """Before it, the socket was not there: the look before it was first heard of."""
+        if key.protocol == TCP:
+            return ALWAYS_NS
+        if event.inode not in self._first_ns:
+            self._first_ns[event.inode] = min(event.time_ns, self._previous_look_ns)
+        return self._first_ns[event.inode]
+
+    def _add_event_claim(self, key: FlowKey, event: OwnerEvent, begin_ns: int) -> Claim:
         claim = Claim(
             frozenset((event.process,)),
             Evidence.KERNEL_EVENT,
@@ -145,13 +159,21 @@ class OwnerTable:
             begin_ns=begin_ns,
             sure_from_ns=event.time_ns,
             sure_to_ns=FOREVER_NS,
+            has_remote=bool(key.remote_address),
         )
         claim.kernel = event.kernel
         claim.presumed = event.kind is EventKind.ACCEPT
         self._claims.setdefault(key, []).append(claim)
+        self._believed.append(claim)
         self._remember(key, claim)
+        return claim
 
     def _close_socket(self, event: OwnerEvent) -> None:
+        # What was accepted and never used is only known by its tuple.
+        for claim in self.claims(key_of_event(event)):
+            if not claim.inode:
+                claim.close(event.time_ns)
+        self._first_ns.pop(event.inode, None)
         for key in self._by_inode.pop(event.inode, ()):
             for claim in (*self.claims(key), *self.listeners(key)):
                 if claim.inode == event.inode:
@@ -165,7 +187,7 @@ class OwnerTable:
         sighted: dict[tuple[FlowKey, int], Claim] = {}
         newcomers: set[ProcessId] = set()
         for socket in scan.sockets:
-            key = _key_of(socket)
+            key = key_of_socket(socket)
             # A socket in TIME_WAIT has no inode and no process any more.
             if key is None or not socket.inode:
                 continue
@@ -174,13 +196,18 @@ class OwnerTable:
                 continue
             identity = (key, socket.inode)
             claim = self._sighted.get(identity)
-            if claim is not None and claim.is_open and claim.users == holders:
+            forked = not scan.forked.isdisjoint(holders)
+            if claim is not None and claim.is_open and claim.users == holders and not forked:
                 claim.sure_to_ns = scan.started_ns
                 sighted[identity] = claim
                 continue
             table = self._listeners if socket.state == "listen" else self._claims
             claim = self._sight(table, key, socket.inode, holders, scan)
             if claim is not None:
+                if forked:
+                    # A child that no look has shown may have used it since the look before.
+                    since_ns = self._previous_look_ns
+                    table[key].append(_somebody(key, socket.inode, since_ns, scan.ended_ns))
                 sighted[identity] = claim
                 newcomers |= holders
         for identity, claim in self._sighted.items():
@@ -197,10 +224,17 @@ class OwnerTable:
                 continue
             for key in self._by_inode.get(inode, ()):
                 for claim in self.claims(key):
-                    is_event = claim.evidence is Evidence.KERNEL_EVENT
-                    if is_event and claim.inode == inode and not claim.users & holders:
+                    # Told since the look began: the look does not know it yet.
+                    told = claim.evidence is Evidence.KERNEL_EVENT
+                    if not told or claim.inode != inode or claim.sure_from_ns > scan.started_ns:
+                        continue
+                    if not claim.users & holders:
                         claim.close(scan.started_ns)
         self._holders = dict(scan.holders)
+        first_ns = self._first_ns
+        self._first_ns = {
+            inode: first_ns.get(inode, self._previous_look_ns) for inode in scan.holders
+        }
 
     def _sight(
         self,
@@ -212,18 +246,30 @@ class OwnerTable:
     ) -> Claim | None:
         claims = table.setdefault(key, [])
         for known in claims:
-            if known.evidence is Evidence.KERNEL_EVENT and known.inode == inode and known.is_open:
+            if known.evidence is not Evidence.KERNEL_EVENT or known.inode != inode:
+                continue
+            if scan.started_ns <= known.end_ns < FOREVER_NS:
+                return None  # closed since the look began
+            if known.is_open:
                 # An event beats a look. It shows a socket that is still there, and who else might
                 # read from it where its remotes are many.
-                if not key.remote_address:
+                # After a loss of events, that is so for every socket.
+                if not key.remote_address or known.sure_to_ns < FOREVER_NS:
                     known.users |= holders
                 known.sure_to_ns = max(known.sure_to_ns, scan.started_ns)
                 return None
         begin_ns = self._previous_look_ns
         if len(holders) == 1:
             (holder,) = holders
-            begin_ns = max(begin_ns, self.boot_ns + holder.start_time_ns)
-        if any(other.inode != inode and other.end_ns > self._previous_look_ns for other in claims):
+            born_ns = self.boot_ns + holder.start_time_ns
+            if born_ns > begin_ns:
+                # Somebody who is gone may have had the socket before its holder was born.
+                claims.append(_somebody(key, inode, begin_ns, born_ns))
+                begin_ns = born_ns
+        if any(
+            other.inode != inode and other.users and other.end_ns > self._previous_look_ns
+            for other in claims
+        ):
             self._contested[key] = scan.ended_ns + CONTESTED_NS
         claim = Claim(
             holders,
@@ -232,41 +278,71 @@ class OwnerTable:
             begin_ns=begin_ns,
             sure_from_ns=scan.ended_ns,
             sure_to_ns=scan.ended_ns,
+            has_remote=bool(key.remote_address),
         )
         claims.append(claim)
         self._remember(key, claim)
         return claim
 
-    # --- room ---
+    # --- the clock, and room ---
+
+    def shift(self, step_ns: int) -> None:
+        """The wall clock was set: the same moments have other names."""
+        self._previous_look_ns = shifted(self._previous_look_ns, step_ns)
+        self._lost_ns = (shifted(self._lost_ns[0], step_ns), shifted(self._lost_ns[1], step_ns))
+        for times in (self._first_ns, self._contested):
+            for each, at_ns in times.items():
+                times[each] = shifted(at_ns, step_ns)  # type: ignore[index]
+        for table in (self._claims, self._listeners):
+            for claims in table.values():
+                for claim in claims:
+                    claim.shift(step_ns)
 
     def forget(self, now_ns: int) -> None:
         """Lets go of what can answer for no packet any more, and of what is too much."""
         for table in (self._claims, self._listeners):
             for key in list(table):
-                grace = 2 * grace_ns(key.protocol)
-                kept = [claim for claim in table[key] if claim.end_ns + grace >= now_ns]
-                if kept:
-                    table[key] = kept
-                else:
-                    del table[key]
+                before_ns = now_ns - 2 * grace_ns(key.protocol)
+                old = [claim for claim in table[key] if claim.end_ns < before_ns]
+                if old:
+                    self._let_go(table, key, old)
         for key in [key for key, until_ns in self._contested.items() if until_ns < now_ns]:
             del self._contested[key]
-        for key in list(self._oldest(len(self._claims) - self._max_endpoints)):
+        for key in self._oldest(len(self._claims) - self._max_endpoints):
             self.evicted_endpoints += 1
-            del self._claims[key]
-        if len(self._by_inode) > 2 * self._max_endpoints:
-            self._reindex()
+            self._let_go(self._claims, key, self._claims[key])
+        self._believed = [
+            claim for claim in self._believed if claim.is_open and not claim.forgotten
+        ]
 
-    def _oldest(self, number: int) -> Iterator[FlowKey]:
-        for _, key in zip(range(number), self._claims, strict=False):
-            yield key
+    def _oldest(self, number: int) -> list[FlowKey]:
+        """The endpoints to do without: closed ones first, then those that were claimed first."""
+        if number <= 0:
+            return []
+        closed = [
+            key for key, claims in self._claims.items() if not any(c.is_open for c in claims)
+        ][:number]
+        chosen = set(closed)
+        rest = (key for key in self._claims if key not in chosen)
+        return closed + [key for _, key in zip(range(number - len(closed)), rest, strict=False)]
 
-    def _reindex(self) -> None:
-        self._by_inode = {}
-        for table in (self._claims, self._listeners):
-            for key, claims in table.items():
-                for claim in claims:
-                    self._remember(key, claim)
+    def _let_go(self, table: dict[FlowKey, list[Claim]], key: FlowKey, claims: list[Claim]) -> None:
+        kept = [claim for claim in table[key] if claim not in claims]
+        if kept:
+            table[key] = kept
+        else:
+            del table[key]
+        inodes = {claim.inode for claim in kept}
+        for claim in claims:
+            claim.forgotten = True
+            # If the socket is still there, the next look shows it as a new one.
+            if self._sighted.get((key, claim.inode)) is claim:
+                del self._sighted[key, claim.inode]
+            keys = self._by_inode.get(claim.inode)
+            if keys is not None and claim.inode not in inodes:
+                keys.discard(key)
+                if not keys:
+                    del self._by_inode[claim.inode]
 
     def _remember(self, key: FlowKey, claim: Claim) -> None:
         if claim.inode:
@@ -277,22 +353,11 @@ class OwnerTable:
         self._sighted.pop((key, claim.inode), None)
 
 
-def _key_of(socket: Socket) -> FlowKey | None:
-    """Where a socket's claim is kept, or None if a look at it can name nobody.
-
-    A raw socket of a protocol that the kernel itself speaks gets copies of what the kernel answers:
-    that it is open does not say that its process sent or read anything.
-    """
-    if socket.family == 0 or (socket.protocol in _KERNEL_ANSWERS and not socket.local_port):
-        return None
-    if socket.protocol == TCP and socket.state != "listen" and not socket.remote_port:
-        return None
-    connected = bool(socket.remote_port) or socket.remote_address not in (b"", *_WILDCARDS)
-    return FlowKey(
-        socket.netns,
-        socket.protocol,
-        socket.local_address,
-        socket.local_port,
-        socket.remote_address if connected else b"",
-        socket.remote_port if connected else 0,
-    )
+def _somebody(key: FlowKey, inode: int, begin_ns: int, end_ns: int) -> Claim:
+    claim = Claim(
+        frozenset(), Evidence.SOCKET_SCAN, inode,
+        begin_ns=begin_ns, sure_from_ns=end_ns, sure_to_ns=end_ns,
+        has_remote=bool(key.remote_address),
+    )  # fmt: skip
+    claim.end_ns = end_ns
+    return claim

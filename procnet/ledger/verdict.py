@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
-from procnet.ledger.claims import ALWAYS_NS, FOREVER_NS, Claim, grace_ns
-from procnet.ledger.owners import OwnerTable, local_key
+from procnet.ledger.claims import ALWAYS_NS, CLOCK_SLACK_NS, FOREVER_NS, Claim, grace_ns
+from procnet.ledger.keys import local_key
+from procnet.ledger.owners import OwnerTable
 from procnet.model import (
     IPV4_WILDCARD,
     IPV6_WILDCARD,
@@ -36,63 +37,186 @@ UNSEEN = Verdict(None, None, Reason.PENDING, NOBODY)
 """No witness has said anything yet."""
 
 
-def ladder(key: FlowKey) -> Iterator[FlowKey]:
+def ladder(key: FlowKey) -> tuple[FlowKey, ...]:
     """The endpoints that can answer for a flow, the most exact first.
 
     Only a socket that is not connected can be meant by less than the five-tuple; TCP has none.
     """
-    yield key
-    if key.protocol == TCP:
-        return
+    netns, protocol, address, port, remote, remote_port = key
+    if protocol == TCP:
+        return (key,)
+    if len(address) != 4:
+        return (
+            key,
+            FlowKey(netns, protocol, IPV6_WILDCARD, port, remote, remote_port),
+            FlowKey(netns, protocol, address, port, b"", 0),
+            FlowKey(netns, protocol, IPV6_WILDCARD, port, b"", 0),
+        )
     # A wildcard IPv6 socket takes IPv4 too unless it is IPV6_V6ONLY; the kernel prefers the socket
     # of the packet's own family (compute_score, net/ipv4/udp.c).
-    wildcards = (IPV4_WILDCARD, IPV6_WILDCARD) if len(key.local_address) == 4 else (IPV6_WILDCARD,)
-    for wildcard in wildcards:
-        yield key._replace(local_address=wildcard)
-    yield local_key(key, key.local_address)
-    for wildcard in wildcards:
-        yield local_key(key, wildcard)
+    return (
+        key,
+        FlowKey(netns, protocol, IPV4_WILDCARD, port, remote, remote_port),
+        FlowKey(netns, protocol, IPV6_WILDCARD, port, remote, remote_port),
+        FlowKey(netns, protocol, address, port, b"", 0),
+        FlowKey(netns, protocol, IPV4_WILDCARD, port, b"", 0),
+        FlowKey(netns, protocol, IPV6_WILDCARD, port, b"", 0),
+    )
 
 
 def decide(
-    owners: OwnerTable, count: FlowCount, generation: tuple[int, int], *, last_word: bool
+    owners: OwnerTable,
+    count: FlowCount,
+    generation: tuple[int, int],
+    *,
+    looked: bool = False,
+    last_word: bool,
 ) -> Verdict:
     """Whose the run is; ``SEEN`` or ``UNSEEN`` to wait, but never if it is the ``last_word``.
 
-    ``generation`` is the time of the TCP connection that the run belongs to.
+    ``generation`` is the time of the TCP connection that the run belongs to. ``looked``: the
+    sockets were looked at since, so whoever shares the socket has had time to be heard of.
     """
+    verdict = _decide(owners, count, generation, looked=looked, last_word=last_word)
+    if verdict.process is None or not owners.may_be_untold(count):
+        return verdict
+    assert count.key is not None
+    told = (claim for rung in ladder(count.key) for claim in owners.claims(rung))
+    if any(claim.users == {verdict.process} and claim.surely_covers(count, 0) for claim in told):
+        return verdict
+    return Verdict(None, None, Reason.AMBIGUOUS, frozenset((verdict.process,)))
+
+
+def _decide(
+    owners: OwnerTable,
+    count: FlowCount,
+    generation: tuple[int, int],
+    *,
+    looked: bool = False,
+    last_word: bool,
+) -> Verdict:
     key = count.key
     assert key is not None
-    grace = grace_ns(key.protocol)
-    late: list[Claim] = []
-    for rung in ladder(key):
-        current = []
-        for claim in owners.claims(rung):
-            if not claim.may_cover(count, grace) or not claim.touches(*generation):
-                continue
-            if claim.may_cover(count, 0):
-                current.append(claim)
-            else:
-                late.append(claim)
-        sure = [claim for claim in current if claim.surely_covers(count)]
-        if sure:
-            if any(claim.presumed for claim in sure) and not last_word:
-                return SEEN
-            # Where one owner follows another, the slack of the clocks must not make two of them.
-            return _best([claim for claim in sure if claim.surely_covers(count, 0)] or sure)
-        if current:
-            if not last_word:
-                return SEEN
-            if generation == (ALWAYS_NS, FOREVER_NS) and owners.contested(rung, count.last_ns):
-                return _ambiguous(owners.claims(rung))
-            if any(count.first_ns > claim.sure_to_ns for claim in current):
-                current += _of_the_same_sockets(owners, count, current)
-            return _best(current)
+    if key.protocol == TCP:
+        return _of_connection(owners, count, generation, looked or last_word, last_word)
+    claims = _claims_of_sender(owners, count) if count.sent else _claims_of_taker(owners, count)
+    if not claims:
+        if not last_word:
+            return UNSEEN
+        return _late(owners, count, ladder(key)) if count.sent else NO_SOCKET
+    told = [claim for claim in claims if claim.evidence is Evidence.KERNEL_EVENT]
+    sure = all(claim.surely_covers(count) for claim in claims)
+    # Who sends is told before the packet; who takes it is told after it, if it is another one.
+    if sure and (not told or looked or (count.sent and _names(told))):
+        return _best(claims)
     if not last_word:
-        return UNSEEN
-    if late:
-        return _best(late)
-    return _listener(owners, count) if key.protocol == TCP else NO_SOCKET
+        return SEEN
+    if not _names(told) and any(owners.contested(r, count.last_ns) for r in ladder(key)):
+        return _ambiguous([claim for rung in ladder(key) for claim in owners.claims(rung)])
+    if any(count.first_ns > claim.sure_to_ns for claim in claims):
+        claims += _of_the_same_sockets(owners, count, claims)
+    return _best(claims)
+
+
+def _names(told: list[Claim]) -> bool:
+    """Is one of the events about this very remote end?"""
+    return any(claim.has_remote for claim in told)
+
+
+def _claims_of_sender(owners: OwnerTable, count: FlowCount) -> list[Claim]:
+    """Every socket that may have sent it: a wildcard one sends what an exact one sends."""
+    assert count.key is not None
+    claims: list[Claim] = []
+    for rung in ladder(count.key):
+        for claim in owners.claims(rung):
+            # The event of a sender comes first: it says nothing of what was sent before it.
+            told = claim.evidence is Evidence.KERNEL_EVENT
+            begun = not told or claim.sure_from_ns - CLOCK_SLACK_NS <= count.last_ns
+            if begun and claim.may_cover(count, 0):
+                claims.append(claim)
+    exact = [claim for claim in claims if claim.has_remote]
+    sure = [
+        claim
+        for claim in exact
+        if claim.evidence is Evidence.KERNEL_EVENT and claim.surely_covers(count)
+    ]
+    return _surest(sure, exact, count) or claims
+
+
+def _claims_of_taker(owners: OwnerTable, count: FlowCount) -> list[Claim]:
+    """Every socket that the kernel may have given it to: the most exact one that was surely there,
+    and those that come before it if they were there."""
+    assert count.key is not None
+    claims: list[Claim] = []
+    for rung in ladder(count.key):
+        found = [claim for claim in owners.claims(rung) if claim.may_cover(count, 0)]
+        claims += found
+        told = any(claim.evidence is Evidence.KERNEL_EVENT for claim in found)
+        if told and rung == count.key:
+            return [claim for claim in found if claim.evidence is Evidence.KERNEL_EVENT]
+        if not told and any(claim.surely_covers(count) for claim in found):
+            break
+    return claims
+
+
+def _of_connection(
+    owners: OwnerTable,
+    count: FlowCount,
+    generation: tuple[int, int],
+    looked: bool,
+    last_word: bool,
+) -> Verdict:
+    assert count.key is not None
+    claims = [claim for claim in owners.claims(count.key) if claim.touches(*generation)]
+    current = [claim for claim in claims if claim.may_cover(count, 0)]
+    sure = [claim for claim in current if claim.surely_covers(count)]
+    if sure:
+        told = any(claim.evidence is Evidence.KERNEL_EVENT for claim in current)
+        if any(claim.presumed for claim in sure) and not last_word:
+            return SEEN
+        if told and not count.sent:
+            # What lies in the socket is for whoever uses it next, and that is told later.
+            return _best(current) if looked else SEEN
+        return _best(_surest(sure, current, count))
+    if not last_word:
+        return SEEN if current else UNSEEN
+    if current:
+        if generation == (ALWAYS_NS, FOREVER_NS) and owners.contested(count.key, count.last_ns):
+            return _ambiguous(owners.claims(count.key))
+        return _best(current)
+    if any(claim.may_cover(count, grace_ns(TCP)) for claim in claims):
+        return _late(owners, count, (count.key,), generation)
+    return _listener(owners, count)
+
+
+def _surest(sure: list[Claim], current: list[Claim], count: FlowCount) -> list[Claim]:
+    """Where one owner follows another, the slack of the clocks must neither make two of them nor
+    hide that the run reaches from the one to the other."""
+    exact = [claim for claim in sure if claim.surely_covers(count, 0)]
+    if exact or not sure:
+        return exact
+    return sure + [claim for claim in current if claim.touches(count.first_ns, count.last_ns, 0)]
+
+
+def _late(
+    owners: OwnerTable,
+    count: FlowCount,
+    rungs: Iterable[FlowKey],
+    generation: tuple[int, int] = (ALWAYS_NS, FOREVER_NS),
+) -> Verdict:
+    """Packets that follow a close are of who closed last."""
+    assert count.key is not None
+    grace = grace_ns(count.key.protocol)
+    late = [
+        claim
+        for rung in rungs
+        for claim in owners.claims(rung)
+        if claim.may_cover(count, grace)
+        and claim.end_ns <= count.first_ns + CLOCK_SLACK_NS
+        and claim.touches(*generation)
+    ]
+    last_ns = max((claim.end_ns for claim in late), default=0)
+    return _best([claim for claim in late if claim.end_ns == last_ns])
 
 
 def _of_the_same_sockets(
@@ -127,7 +251,7 @@ def _best(claims: Iterable[Claim]) -> Verdict:
         return NO_SOCKET
     if any(claim.kernel for claim in claims):
         return Verdict(None, None, Reason.KERNEL, NOBODY)
-    if len(users) > 1:
+    if len(users) > 1 or not all(claim.users for claim in claims):
         return _ambiguous(claims)
     (process,) = users
     evidence = min((claim.evidence for claim in claims), key=lambda evidence: evidence.rank)

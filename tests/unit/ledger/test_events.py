@@ -143,7 +143,7 @@ def test_a_wildcard_ipv6_socket_answers_for_ipv4() -> None:
     world = World()
     world.event(0, ALICE, key=flow()._replace(local_address=bytes(16), remote_address=b""))
     world.packets(1)
-    world.settle(2)
+    world.settle(2, final=True)
     assert world.verdicts() == {ALICE: (1, 101)}
 
 
@@ -216,3 +216,12 @@ def test_an_accepted_connection_that_nobody_used_is_its_acceptors() -> None:
     world.packets(0.3, SERVER, sent=False, payload=499)
     world.settle(1, final=True)
     assert world.verdicts() == {ALICE: (1, 499)}
+
+
+def test_a_run_that_reaches_a_little_into_the_next_owners_time_is_ambiguous() -> None:
+    world = World()
+    world.event(0, ALICE, EventKind.CONNECT, TCP_FLOW)
+    world.event(1, BOB, EventKind.SEND, TCP_FLOW)
+    world.packets(0.05, TCP_FLOW, until_ms=1.01, number=3, opens=True)
+    world.settle(20, final=True)
+    assert world.verdicts() == {Reason.AMBIGUOUS: (3, 101)}

@@ -106,18 +106,19 @@ def test_a_connected_socket_beats_a_wildcard_one_on_the_same_port() -> None:
     world = World()
     sockets = ((udp_socket(7001), {ALICE}), (connected(flow(), 7003), {BOB}))
     world.look(0, *sockets)
-    world.packets(10, payload=11)
-    world.packets(20, flow(UDP, 4001, 59), payload=13)
+    world.packets(10, payload=11, sent=False)
+    world.packets(20, flow(UDP, 4001, 59), payload=13, sent=False)
+    world.packets(30, payload=17)
     world.look(100, *sockets)
     world.settle(110)
-    assert world.verdicts() == {BOB: (1, 11), ALICE: (1, 13)}
+    assert world.verdicts() == {BOB: (1, 11), ALICE: (1, 13), Reason.AMBIGUOUS: (1, 17)}
 
 
 def test_a_socket_of_the_packets_family_beats_a_dual_stack_one() -> None:
     world = World()
     sockets = ((udp_socket(7001, local="::"), {ALICE}), (udp_socket(7003), {BOB}))
     world.look(0, *sockets)
-    world.packets(10, payload=11)
+    world.packets(10, payload=11, sent=False)
     world.look(100, *sockets)
     world.settle(110)
     assert world.verdicts() == {BOB: (1, 11)}
@@ -200,3 +201,17 @@ def test_without_any_socket_there_is_no_owner() -> None:
     world.look(30)
     world.settle(40)
     assert world.verdicts() == {Reason.NO_SOCKET: (1, 101)}
+
+
+def test_a_child_that_came_and_went_between_two_looks_may_have_been_it() -> None:
+    world = World()
+    world.look(0, (udp_socket(), {ALICE}))
+    world.packets(50, payload=11)
+    world.look(100, (udp_socket(), {ALICE}))
+    world.packets(150, payload=13)
+    world.look(200, (udp_socket(), {ALICE}), forked=frozenset((ALICE,)))
+    world.packets(250, payload=17)
+    world.look(300, (udp_socket(), {ALICE}))
+    world.look(400, (udp_socket(), {ALICE}))
+    world.settle(410)
+    assert world.verdicts() == {ALICE: (2, 28), Reason.AMBIGUOUS: (1, 13)}

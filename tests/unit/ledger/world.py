@@ -103,7 +103,12 @@ class World:
             ]
         )
 
-    def look(self, at_ms: float, *sockets: tuple[Socket, set[ProcessId]]) -> set[ProcessId]:
+    def look(
+        self,
+        at_ms: float,
+        *sockets: tuple[Socket, set[ProcessId]],
+        forked: frozenset[ProcessId] = frozenset(),
+    ) -> set[ProcessId]:
         scan = SocketScan(
             T0 + int(at_ms * MS),
             T0 + int((at_ms + 1) * MS),
@@ -111,6 +116,7 @@ class World:
             {entry.inode: frozenset(holders) for entry, holders in sockets if holders},
             0,
             0,
+            forked,
         )
         return self.ledger.look(scan)
 

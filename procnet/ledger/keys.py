@@ -1,0 +1,57 @@
+"""Which endpoint an event or a socket stands for."""
+
+from __future__ import annotations
+
+from procnet.model import (
+    ICMP,
+    ICMP6,
+    IPV4_WILDCARD,
+    IPV6_WILDCARD,
+    TCP,
+    FlowKey,
+    OwnerEvent,
+    Socket,
+)
+
+WILDCARDS = (IPV4_WILDCARD, IPV6_WILDCARD)
+
+_IGMP = 2
+_KERNEL_ANSWERS = frozenset((ICMP, _IGMP, ICMP6))
+
+
+def local_key(key: FlowKey, address: bytes) -> FlowKey:
+    """The endpoint of a socket that is not connected: no remote end."""
+    return FlowKey(key.netns, key.protocol, address, key.local_port, b"", 0)
+
+
+def key_of_event(event: OwnerEvent) -> FlowKey:
+    """The tuple that an event tells of."""
+    return FlowKey(
+        event.netns,
+        event.protocol,
+        event.local_address,
+        event.local_port,
+        event.remote_address,
+        event.remote_port,
+    )
+
+
+def key_of_socket(socket: Socket) -> FlowKey | None:
+    """Where a socket's claim is kept, or None if a look at it can name nobody.
+
+    A raw socket of a protocol that the kernel itself speaks gets copies of what the kernel answers:
+    that it is open does not say that its process sent or read anything.
+    """
+    if socket.family == 0 or (socket.protocol in _KERNEL_ANSWERS and not socket.local_port):
+        return None
+    if socket.protocol == TCP and socket.state != "listen" and not socket.remote_port:
+        return None
+    connected = bool(socket.remote_port) or socket.remote_address not in (b"", *WILDCARDS)
+    return FlowKey(
+        socket.netns,
+        socket.protocol,
+        socket.local_address,
+        socket.local_port,
+        socket.remote_address if connected else b"",
+        socket.remote_port if connected else 0,
+    )
