@@ -1,9 +1,16 @@
-"""Metadata is in setup.cfg; here is the one step that it cannot say: the BPF sources go along.
+"""Metadata is in setup.cfg; here is what it cannot say: the BPF programs go along.
 
 They stand in ``bpf/``, beside the package, because they are no Python. An installed procnet needs
-them too, so building copies them to ``procnet/bpf/src/``. A checkout reads them where they are.
+them too, so building copies their sources to ``procnet/bpf/src/`` (BCC compiles one of them on the
+host), and compiles the CO-RE one, for every kernel, to ``procnet/bpf/owners.bpf.o``: that takes
+clang and libbpf's headers. Without them procnet works all the same, with one source less, and
+``procnet doctor`` says so. A checkout reads the sources where they are and has the object in its
+own ``procnet/bpf/``.
 """
 
+import shutil
+import subprocess
+import sysconfig
 from pathlib import Path
 
 from setuptools import setup
@@ -12,14 +19,21 @@ from setuptools.command.build_py import build_py
 BPF_SOURCES = Path("bpf")
 BPF_PATTERNS = ("*.c", "*.h", "README*", "LICENSE*", "COPYING*")
 PACKAGED_SOURCES = Path("procnet", "bpf", "src")
+CORE_SOURCE = BPF_SOURCES / "owners.bpf.c"
+CORE_OBJECT = Path("procnet", "bpf", "owners.bpf.o")
+
+# No path of this machine goes into the object; its BTF has the names of the files alone.
+CLANG = ("clang", "-target", "bpf", "-O2", "-g", "-Wall", "-Werror", "-fdebug-compilation-dir=.")
 
 
 class BuildWithBpf(build_py):
-    """``build_py`` that also puts the BPF sources into the package."""
+    """``build_py`` that also puts the BPF programs into the package."""
 
     def run(self):
         super().run()
-        if self.editable_mode:  # a checkout: procnet/bpf/source.py finds bpf/ itself
+        # A checkout (pip install -e): procnet/bpf/source.py finds the sources in bpf/ itself.
+        self._compile(CORE_OBJECT if self.editable_mode else Path(self.build_lib) / CORE_OBJECT)
+        if self.editable_mode:
             return
         for source, target in self._bpf_files():
             self.mkpath(str(target.parent))
@@ -29,12 +43,35 @@ class BuildWithBpf(build_py):
         outputs = super().get_outputs(include_bytecode)
         if self.editable_mode:
             return outputs
+        compiled = Path(self.build_lib) / CORE_OBJECT
+        outputs += [str(compiled)] if compiled.exists() else []
         return outputs + [str(target) for _, target in self._bpf_files()]
 
     def _bpf_files(self):
         into = Path(self.build_lib) / PACKAGED_SOURCES
         sources = sorted(path for pattern in BPF_PATTERNS for path in BPF_SOURCES.glob(pattern))
         return [(source, into / source.name) for source in sources]
+
+    def _compile(self, target):
+        # What an earlier build left may be of other sources.
+        target.unlink(missing_ok=True)
+        self.mkpath(str(target.parent))
+        command = [*CLANG, "-c", str(CORE_SOURCE), "-o", str(target)]
+        # Debian and Ubuntu have <asm/types.h> in a directory for the architecture.
+        multiarch = sysconfig.get_config_var("MULTIARCH")
+        command += [f"-I/usr/include/{multiarch}"] if multiarch else []
+        try:
+            done = subprocess.run(command, stderr=subprocess.PIPE, text=True, check=False)
+            why = done.stderr.strip() if done.returncode else ""
+        except FileNotFoundError as error:
+            why = str(error)
+        if why:
+            target.unlink(missing_ok=True)
+            self.warn(f"procnet is built without {target.name} (needs clang and libbpf-dev): {why}")
+            return
+        strip = shutil.which("llvm-strip")
+        if strip:  # DWARF is three quarters of it, and nobody reads that; BTF stays
+            subprocess.run([strip, "-g", str(target)], check=True)
 
 
 setup(cmdclass={"build_py": BuildWithBpf})

@@ -26,10 +26,12 @@ case $(. /etc/os-release 2>/dev/null && echo "${ID:-}") in
     *) kernel=$architecture ;;
 esac
 
-# gcc, python3-dev and libpcap-dev build pypcap. BCC is the distribution's: python3-bpfcc is visible
-# to the distribution's own Python only, hence /usr/bin/python3 below, whatever PATH says.
+# gcc, python3-dev and libpcap-dev build pypcap; clang and libbpf-dev the BPF programs, which libbpf1
+# loads. BCC is the distribution's: python3-bpfcc is visible to the distribution's own Python only,
+# hence /usr/bin/python3 below, whatever PATH says.
 packages_for() {
-    echo gcc libc6-dev python3 python3-venv python3-dev libpcap-dev python3-bpfcc iproute2
+    echo gcc libc6-dev python3 python3-venv python3-dev libpcap-dev clang libbpf-dev libbpf1
+    echo python3-bpfcc iproute2
     [ "$1" = run ] || echo ethtool nftables tcpdump util-linux
     [ "$1" != vm ] || echo "$emulator" busybox-static file kmod linux-{image,headers}-"$kernel"
 }

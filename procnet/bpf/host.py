@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import sys
-import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -156,6 +155,8 @@ def _has_kheaders(host: Host) -> bool:
 
 
 def _check_unpacked(host: Host) -> Obstacle | None:
+    import tempfile  # 2 ms, for this alone
+
     # bcc unpacks them there, and trusts a directory that is there already.
     directory = Path(tempfile.gettempdir()) / f"kheaders-{host.release}"
     try:

@@ -15,7 +15,7 @@ from procnet.bpf.source import source_directory
 from procnet.errors import LoadError
 from procnet.model import Feature, OwnerEvent
 
-_NAME = "kprobe"
+_NAME = "kprobe owners"
 
 
 def probe(host: Host | None = None) -> Feature:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -155,7 +156,7 @@ def test_unpacked_headers_of_somebody_else(
     host = replace(host, release="6.1.0-29-amd64")
     (host.sysfs_root / "kernel").mkdir()
     (host.sysfs_root / "kernel/kheaders.tar.xz").write_bytes(b"")
-    monkeypatch.setattr(host_module.tempfile, "gettempdir", lambda: str(tmp_path))
+    monkeypatch.setattr(tempfile, "gettempdir", lambda: str(tmp_path))
     (tmp_path / "kheaders-6.1.0-29-amd64").mkdir()
     assert find_obstacle(host) is None
     # Seen by another user, it is somebody else's.

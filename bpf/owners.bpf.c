@@ -1,0 +1,973 @@
+// SPDX-License-Identifier: GPL-2.0 OR BSD-2-Clause
+/*
+ * Whose socket is it? CO-RE, compiled once, for every kernel with BTF and cgroup v2. Events only: a
+ * record leaves when a (socket, five-tuple) has a new user. README.md has the table of hooks.
+ *
+ * What was told last is noted on the socket itself (SK_STORAGE): it goes away with the socket, and
+ * a call that changes nothing costs a lookup there. Nobody is ever named from softirq: every event
+ * is of the process that `current` is, in a hook where that is the actor; egress, where it need not
+ * be, asks its file table before it believes in a new user.
+ *
+ * User space chooses the programs by trying. None is loaded unless it is asked for.
+ */
+#include <stdbool.h>
+#include <stddef.h>
+
+#include <linux/bpf.h>
+#include <linux/types.h>
+
+#include <bpf/bpf_core_read.h>
+#include <bpf/bpf_endian.h>
+#include <bpf/bpf_helpers.h>
+#include <bpf/bpf_tracing.h>
+
+#include "kernel.h"
+#include "procnet.h"
+
+char LICENSE[] SEC("license") = "Dual BSD/GPL";
+
+/* What the iterator writes for each socket in each file table; procnet/bpf/snapshot.py reads it. */
+struct procnet_open_socket {
+	struct procnet_tuple tuple;
+	__u64 inode;
+	__u64 start_ns; /* of the process that has it open */
+	__u32 tgid;
+	__u32 netns;
+	__u32 uid;   /* of the socket */
+	__u8 family; /* 4 or 6 */
+	__u8 state;  /* include/net/tcp_states.h */
+	__u8 type;   /* SOCK_STREAM and so on */
+	__u8 pad;
+};
+
+_Static_assert(sizeof(struct procnet_open_socket) == 72, "size of procnet_open_socket");
+
+/* For user space to compare with its mirrors before it reads a record. */
+const struct {
+	__u32 layout;
+	__u32 event_bytes;
+	__u32 open_socket_bytes;
+} procnet_contract SEC(".rodata.contract") = {
+	PROCNET_LAYOUT,
+	sizeof(struct procnet_owner_event),
+	sizeof(struct procnet_open_socket),
+};
+
+#define RING_BYTES (4 << 20) /* events of 120 bytes: 34,000 of them between two reads */
+#define USERS 65536
+
+#define AF_INET 2
+#define AF_INET6 10
+#define SOCK_STREAM 1
+#define SOCK_DGRAM 2
+#define SOCK_RAW 3
+#define ETH_P_IP 0x0800
+#define ETH_P_IPV6 0x86dd
+#define IPPROTO_ICMP 1
+#define IPPROTO_IGMP 2
+#define IPPROTO_TCP 6
+#define IPPROTO_UDP 17
+#define IPPROTO_ICMPV6 58
+#define IPPROTO_SCTP 132
+#define IPPROTO_UDPLITE 136
+#define MSG_PEEK 2
+#define MSG_ERRQUEUE 0x2000
+
+/* What we know of a socket. */
+struct procnet_socket {
+	__u64 inode; /* of its file; 0 where there was none yet */
+	__u64 id;    /* never used twice, unlike an inode or an address */
+	__u64 told;  /* digest of the user and the tuple that were told last; 0: nothing was */
+	__u64 user;  /* digest of the process that surely used it last */
+	__u32 netns;
+	__u32 taker; /* the thread whose receive, still under way, has told its peer */
+	/* What came in for an unconnected socket since its queue was empty. */
+	__u32 waiting; /* enum procnet_waiting */
+	__u32 pad;
+	__u64 waiting_id; /* digest of the tuple, written after it */
+	struct procnet_tuple waiting_tuple;
+};
+
+enum procnet_waiting {
+	NOTHING = 0,
+	ONE_FLOW = 1,
+	SEVERAL_FLOWS = 2, /* whoever takes one may take any */
+};
+
+/* Who used a datagram socket for this tuple last. */
+struct procnet_use {
+	__u64 socket;
+	struct procnet_tuple tuple;
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_SK_STORAGE);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, int);
+	__type(value, struct procnet_socket);
+} sockets SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, USERS);
+	__type(key, struct procnet_use);
+	__type(value, __u64);
+} users SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_RINGBUF);
+	__uint(max_entries, RING_BYTES);
+} events SEC(".maps");
+
+/* Events that found the ring full. User space maps it. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(map_flags, BPF_F_MMAPABLE);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, __u64);
+} lost SEC(".maps");
+
+/* Processes ------------------------------------------------------------------------------------*/
+
+#define MIX 0x9e3779b97f4a7c15ULL /* 2^64 / the golden ratio */
+
+/* (pid, start) as one word, so that it is read and written in one piece. Never 0. */
+static __always_inline __u64 current_user(void)
+{
+	struct task_struct *task = bpf_get_current_task_btf();
+
+	return (task->group_leader->start_boottime * MIX + (__u32)task->tgid) | 1;
+}
+
+static __always_inline bool is_kernel_thread(void)
+{
+	return bpf_get_current_task_btf()->flags & PROCNET_PF_KTHREAD;
+}
+
+#define DESCRIPTORS 4096
+#define DESCRIPTORS_BEFORE_5_17 128
+
+struct search {
+	struct file **files;
+	__u64 inode;
+	bool found;
+};
+
+/* 1 to end the search. */
+static long look_at(__u32 descriptor, struct search *search)
+{
+	struct file *file = NULL;
+	struct inode *inode;
+
+	bpf_probe_read_kernel(&file, sizeof(file), &search->files[descriptor]);
+	if (!file)
+		return 0;
+	inode = BPF_CORE_READ(file, f_inode);
+	search->found = BPF_CORE_READ(inode, i_ino) == search->inode &&
+			(BPF_CORE_READ(inode, i_mode) & PROCNET_S_IFMT) == PROCNET_S_IFSOCK;
+	return search->found;
+}
+
+/* Does the current process have the socket open? (Only looked at when a socket has a new user.) */
+static __noinline bool holds(__u64 inode)
+{
+	struct task_struct *task = bpf_get_current_task_btf();
+	struct fdtable *table = BPF_CORE_READ(task, files, fdt);
+	struct search search = {.files = BPF_CORE_READ(table, fd), .inode = inode};
+	__u32 number = BPF_CORE_READ(table, max_fds);
+
+	if (bpf_core_enum_value_exists(enum bpf_func_id, BPF_FUNC_loop)) { /* 5.17, e6f2dd0f8067 */
+		bpf_loop(number < DESCRIPTORS ? number : DESCRIPTORS, look_at, &search, 0);
+		return search.found;
+	}
+	for (__u32 i = 0; i < DESCRIPTORS_BEFORE_5_17; i++)
+		if (i >= number || look_at(i, &search))
+			break;
+	return search.found;
+}
+
+/* Tuples ---------------------------------------------------------------------------------------*/
+
+static __always_inline void set_ipv4(__u8 *to, __be32 address)
+{
+	__builtin_memset(to, 0, 10);
+	to[10] = to[11] = 0xff;
+	__builtin_memcpy(to + 12, &address, 4);
+}
+
+static __always_inline bool is_any(const __u8 *address)
+{
+	const __u32 *word = (const __u32 *)address;
+
+	return !word[0] && !word[1] && !word[3] && (!word[2] || word[2] == bpf_htonl(0xffff));
+}
+
+static __always_inline bool is_mapped(const __u8 *address)
+{
+	const __u32 *word = (const __u32 *)address;
+
+	return !word[0] && !word[1] && word[2] == bpf_htonl(0xffff);
+}
+
+static __always_inline __u64 digest(__u64 user, const struct procnet_tuple *tuple)
+{
+	const __u64 *words = (const __u64 *)tuple;
+	__u64 sum = user;
+
+	for (int i = 0; i < 5; i++)
+		sum = (sum ^ (sum >> 29) ^ words[i]) * MIX;
+	return sum | 1;
+}
+
+/* The fields of a socket that we want, read once. */
+struct seen {
+	struct procnet_tuple tuple;
+	__u64 inode;
+	__u32 netns;
+	__u16 type;
+	__u16 protocol;
+};
+
+/* The inode in socket:[...] of /proc/PID/fd; 0 while the socket has no file (not yet accepted). */
+static __always_inline __u64 socket_inode(struct sock *sk)
+{
+	struct socket *socket = BPF_CORE_READ(sk, sk_socket);
+	struct socket_alloc *both;
+
+	if (!socket)
+		return 0;
+	both = (void *)socket - bpf_core_field_offset(struct socket_alloc, socket);
+	return BPF_CORE_READ(both, vfs_inode.i_ino);
+}
+
+static __always_inline bool is_ping(const struct seen *seen)
+{
+	return seen->type == SOCK_DGRAM &&
+	       (seen->protocol == IPPROTO_ICMP || seen->protocol == IPPROTO_ICMPV6);
+}
+
+/*
+ * Without a peer neither address nor port: tcp_disconnect() after a refused connect leaves the
+ * address behind. An ICMP id is both ports, once there is a peer.
+ */
+static __always_inline void settle_peer(struct seen *seen)
+{
+	struct procnet_tuple *tuple = &seen->tuple;
+	bool has_port = seen->type != SOCK_RAW && !is_ping(seen);
+
+	if (is_any(tuple->remote_address) || (has_port && !tuple->remote_port)) {
+		__builtin_memset(tuple->remote_address, 0, 16);
+		tuple->remote_port = 0;
+	} else if (is_ping(seen)) {
+		tuple->remote_port = tuple->local_port;
+	}
+	/* The kernel never sends from the group that a socket is bound to. */
+	if (tuple->local_address[0] == 0xff)
+		__builtin_memset(tuple->local_address, 0, 16);
+	else if (is_mapped(tuple->local_address) && (tuple->local_address[12] & 0xf0) == 0xe0)
+		set_ipv4(tuple->local_address, 0);
+}
+
+/* What the socket itself says. An AF_INET6 one that talks IPv4 has mapped addresses there. */
+static __always_inline bool see(struct seen *to, struct sock *sk)
+{
+	__u16 family = BPF_CORE_READ(sk, __sk_common.skc_family);
+	struct procnet_tuple *tuple = &to->tuple;
+
+	__builtin_memset(to, 0, sizeof(*to));
+	if (family == AF_INET) {
+		set_ipv4(tuple->local_address, BPF_CORE_READ(sk, __sk_common.skc_rcv_saddr));
+		set_ipv4(tuple->remote_address, BPF_CORE_READ(sk, __sk_common.skc_daddr));
+	} else if (family == AF_INET6) {
+		BPF_CORE_READ_INTO(&tuple->local_address, sk, __sk_common.skc_v6_rcv_saddr);
+		BPF_CORE_READ_INTO(&tuple->remote_address, sk, __sk_common.skc_v6_daddr);
+	} else {
+		return false;
+	}
+	to->inode = socket_inode(sk);
+	to->netns = BPF_CORE_READ(sk, __sk_common.skc_net.net, ns.inum);
+	to->type = BPF_CORE_READ(sk, sk_type);
+	to->protocol = BPF_CORE_READ(sk, sk_protocol);
+	tuple->protocol = to->protocol;
+	/* The port of a raw socket is its protocol (inet_create). */
+	if (to->type != SOCK_RAW) {
+		struct inet_sock *inet = (struct inet_sock *)sk;
+
+		/* Not skc_num: it is 0 again when a reset has closed the connection. */
+		tuple->local_port = bpf_ntohs(BPF_CORE_READ(inet, inet_sport));
+		tuple->remote_port = bpf_ntohs(BPF_CORE_READ(sk, __sk_common.skc_dport));
+	}
+	settle_peer(to);
+	return true;
+}
+
+/* Events ---------------------------------------------------------------------------------------*/
+
+/* False if the ring is full, which is counted. */
+static __noinline bool submit(const struct seen *seen, __u8 kind)
+{
+	struct procnet_owner_event *event;
+	struct task_struct *task, *leader;
+
+	if (!seen)
+		return false;
+	event = bpf_ringbuf_reserve(&events, sizeof(*event), 0);
+	if (!event) {
+		__u32 first = 0;
+		__u64 *count = bpf_map_lookup_elem(&lost, &first);
+
+		if (count)
+			__sync_fetch_and_add(count, 1);
+		return false;
+	}
+	/* From the task: on 6.1 cgroup_skb programs have no other helper to tell who runs. */
+	task = bpf_get_current_task_btf();
+	leader = task->group_leader;
+	event->layout = PROCNET_LAYOUT;
+	event->kind = kind;
+	event->flags = task->flags & PROCNET_PF_KTHREAD ? PROCNET_FLAG_KERNEL : 0;
+	event->netns = seen->netns;
+	event->time_ns = bpf_ktime_get_boot_ns();
+	event->start_ns = leader->start_boottime;
+	event->inode = seen->inode;
+	event->cgroup_id = task->cgroups->dfl_cgrp->kn->id;
+	event->tgid = task->tgid;
+	event->tid = task->pid;
+	event->uid = task->cred->uid.val;
+	event->pad = 0;
+	__builtin_memcpy(&event->tuple, &seen->tuple, sizeof(event->tuple));
+	bpf_probe_read_kernel(event->comm, sizeof(event->comm), leader->comm);
+	bpf_ringbuf_submit(event, 0);
+	return true;
+}
+
+static __always_inline void note(struct procnet_socket *socket, const struct seen *seen)
+{
+	socket->inode = seen->inode;
+	socket->netns = seen->netns;
+	if (!socket->id)
+		socket->id = bpf_ktime_get_boot_ns() * MIX + seen->inode;
+}
+
+/* Tells of a datagram socket, unless the same process was the last to use it for the same tuple. */
+static __always_inline void tell(struct procnet_socket *socket, struct seen *seen, __u64 user,
+				 __u8 kind)
+{
+	__u64 told = digest(user, &seen->tuple), *last;
+	struct procnet_use use;
+
+	if (socket->told == told)
+		return;
+	use.socket = socket->id;
+	__builtin_memcpy(&use.tuple, &seen->tuple, sizeof(use.tuple));
+	last = bpf_map_lookup_elem(&users, &use);
+	if (!last || *last != user) {
+		/* A lost event is told again at the next call. */
+		if (!submit(seen, kind))
+			return;
+		bpf_map_update_elem(&users, &use, &user, BPF_ANY);
+	}
+	socket->told = told;
+}
+
+/* TCP: one tuple for each socket, so that the user alone says whether it was told. --------------*/
+
+/* The connection is being opened: its port is chosen, the SYN not yet sent. */
+SEC("sockops")
+int on_tcp_connect(struct bpf_sock_ops *ctx)
+{
+	struct procnet_socket *socket;
+	struct seen seen;
+	struct tcp_sock *tcp;
+	struct bpf_sock *bpf_sk;
+
+	if (ctx->op != BPF_SOCK_OPS_TCP_CONNECT_CB)
+		return 1;
+	bpf_sk = ctx->sk;
+	if (!bpf_sk)
+		return 1;
+	tcp = bpf_skc_to_tcp_sock(bpf_sk);
+	if (!tcp || !see(&seen, (struct sock *)tcp) || !seen.tuple.remote_port)
+		return 1;
+	socket = bpf_sk_storage_get(&sockets, tcp, NULL, BPF_SK_STORAGE_GET_F_CREATE);
+	if (socket)
+		note(socket, &seen);
+	if (submit(&seen, PROCNET_CONNECT) && socket)
+		socket->told = current_user();
+	return 1;
+}
+
+static __always_inline int use_tcp(struct sock *sk, __u8 kind)
+{
+	struct procnet_socket *socket = bpf_sk_storage_get(&sockets, sk, NULL, 0);
+	__u64 user = current_user();
+	struct seen seen;
+
+	if (socket && socket->told == user)
+		return 0;
+	/* A worker of the kernel's (TLS, for one) acts for the socket's user. */
+	if (socket && socket->told && is_kernel_thread())
+		return 0;
+	if (!see(&seen, sk) || seen.protocol != IPPROTO_TCP || !seen.tuple.remote_port)
+		return 0;
+	if (!socket)
+		socket = bpf_sk_storage_get(&sockets, sk, NULL, BPF_SK_STORAGE_GET_F_CREATE);
+	if (socket)
+		note(socket, &seen);
+	if (submit(&seen, kind) && socket)
+		socket->told = user;
+	return 0;
+}
+
+/* Before the first byte is in the send queue (6.16, 8127837aae8f). */
+SEC("tp_btf/tcp_sendmsg_locked")
+int BPF_PROG(on_tcp_sendmsg_locked, struct sock *sk)
+{
+	return use_tcp(sk, PROCNET_SEND);
+}
+
+/* At the end of the call; for a kernel without the one above. Other families come here too. */
+SEC("tp_btf/sock_send_length")
+int BPF_PROG(on_tcp_send_length, struct sock *sk, int result)
+{
+	if (result <= 0 || sk->sk_protocol != IPPROTO_TCP)
+		return 0;
+	return use_tcp(sk, PROCNET_SEND);
+}
+
+SEC("fentry/tcp_sendmsg")
+int BPF_PROG(on_tcp_sendmsg, struct sock *sk)
+{
+	return use_tcp(sk, PROCNET_SEND);
+}
+
+/*
+ * Data was taken, by recv() or splice(). A kernel user of the socket (strparser, sockmap) takes it
+ * in softirq, where the socket is not locked by a process and `current` is anybody.
+ */
+SEC("tp_btf/tcp_rcv_space_adjust")
+int BPF_PROG(on_tcp_receive, struct sock *sk)
+{
+	if (!sk->sk_lock.owned)
+		return 0;
+	return use_tcp(sk, PROCNET_RECEIVE);
+}
+
+/*
+ * accept() says who may use the connection; not noted as a use, so that the first to do so, be it
+ * the acceptor or a child of it, is told as well. A socket that has storage was used, told or older
+ * than we are.
+ */
+static __always_inline void accept_tcp(struct sock *sk)
+{
+	struct procnet_socket *socket;
+	struct seen seen;
+
+	if (!see(&seen, sk) || seen.protocol != IPPROTO_TCP || !seen.tuple.remote_port)
+		return;
+	socket = bpf_sk_storage_get(&sockets, sk, NULL, BPF_SK_STORAGE_GET_F_CREATE);
+	if (socket)
+		note(socket, &seen);
+	submit(&seen, PROCNET_ACCEPT);
+}
+
+/* accept() calls it for the address of the peer, if its caller wants that. */
+static __always_inline int on_peer_name(struct bpf_sock_addr *ctx)
+{
+	struct bpf_sock *sk = ctx->sk;
+	struct tcp_sock *tcp;
+
+	if (!sk || bpf_sk_storage_get(&sockets, sk, NULL, 0))
+		return 1;
+	tcp = bpf_skc_to_tcp_sock(sk);
+	if (tcp)
+		accept_tcp((struct sock *)tcp);
+	return 1;
+}
+
+SEC("cgroup/getpeername4")
+int on_getpeername4(struct bpf_sock_addr *ctx)
+{
+	return on_peer_name(ctx);
+}
+
+SEC("cgroup/getpeername6")
+int on_getpeername6(struct bpf_sock_addr *ctx)
+{
+	return on_peer_name(ctx);
+}
+
+/* sock_graft() gives the connection to the file of its acceptor, whom nobody can have told yet. */
+SEC("fentry/security_sock_graft")
+int BPF_PROG(on_sock_graft, struct sock *sk)
+{
+	accept_tcp(sk);
+	return 0;
+}
+
+/* Datagrams and raw packets --------------------------------------------------------------------*/
+
+/* The file is there, addresses are not. TCP needs none of it: no storage, no cost. */
+SEC("cgroup/sock_create")
+int on_create(struct bpf_sock *ctx)
+{
+	struct procnet_socket *socket;
+	struct seen seen;
+
+	if (ctx->type != SOCK_DGRAM && ctx->type != SOCK_RAW)
+		return 1;
+	/* The context is the kernel's own struct sock. */
+	if (!see(&seen, (struct sock *)ctx))
+		return 1;
+	socket = bpf_sk_storage_get(&sockets, ctx, NULL, BPF_SK_STORAGE_GET_F_CREATE);
+	if (socket) {
+		note(socket, &seen);
+		socket->user = current_user();
+	}
+	return 1;
+}
+
+struct ip4_header {
+	__u8 version_and_words;
+	__u8 tos;
+	__be16 length;
+	__be16 id;
+	__be16 fragment;
+	__u8 ttl;
+	__u8 protocol;
+	__be16 check;
+	__be32 source;
+	__be32 destination;
+};
+
+struct ip6_header {
+	__be32 version_class_flow;
+	__be16 length;
+	__u8 next;
+	__u8 hops;
+	__u8 source[16];
+	__u8 destination[16];
+};
+
+#define EXTENSIONS 6
+
+/* Where the transport header is; 0 for a later fragment and for what we cannot follow. */
+static __always_inline __u32 skip_extensions(struct __sk_buff *skb, __u8 *next)
+{
+	__u32 at = sizeof(struct ip6_header);
+	__u8 head[4];
+
+	for (int i = 0; i < EXTENSIONS; i++) {
+		bool fragment = *next == 44;
+
+		/* hop-by-hop, routing, destination options; fragment; authentication */
+		if (*next != 0 && *next != 43 && *next != 60 && !fragment && *next != 51)
+			return at;
+		if (bpf_skb_load_bytes(skb, at, head, sizeof(head)))
+			return 0;
+		if (fragment && ((head[2] << 8 | head[3]) & 0xfff8))
+			return 0;
+		at += fragment ? 8 : *next == 51 ? (head[1] + 2) * 4 : (head[1] + 1) * 8;
+		*next = head[0];
+	}
+	return 0;
+}
+
+/* ICMP: the id of an echo as both ports. */
+static __always_inline void read_ports(struct __sk_buff *skb, __u32 at, struct procnet_tuple *tuple)
+{
+	bool icmp = tuple->protocol == IPPROTO_ICMP, icmp6 = tuple->protocol == IPPROTO_ICMPV6;
+	__be16 words[4];
+
+	if (icmp || icmp6) {
+		__u8 type;
+
+		if (bpf_skb_load_bytes(skb, at, words, sizeof(words)))
+			return;
+		type = *(__u8 *)words;
+		if (icmp ? type != 8 && type != 0 : type != 128 && type != 129)
+			return;
+		tuple->local_port = tuple->remote_port = bpf_ntohs(words[2]);
+		return;
+	}
+	if (tuple->protocol != IPPROTO_TCP && tuple->protocol != IPPROTO_UDP &&
+	    tuple->protocol != IPPROTO_UDPLITE)
+		return;
+	if (bpf_skb_load_bytes(skb, at, words, 4))
+		return;
+	tuple->local_port = bpf_ntohs(words[0]);
+	tuple->remote_port = bpf_ntohs(words[1]);
+}
+
+/* The common case without a helper: UDP over IPv4 without options, headers in one piece. */
+static __always_inline bool read_plain(struct __sk_buff *skb, struct procnet_tuple *tuple)
+{
+	struct ip4_header *ip = (void *)(long)skb->data;
+	__be16 *ports = (void *)(ip + 1);
+
+	if ((void *)(ports + 2) > (void *)(long)skb->data_end)
+		return false;
+	if (ip->version_and_words != 0x45 || ip->protocol != IPPROTO_UDP ||
+	    ip->fragment & bpf_htons(0x1fff))
+		return false;
+	set_ipv4(tuple->local_address, ip->source);
+	set_ipv4(tuple->remote_address, ip->destination);
+	tuple->protocol = IPPROTO_UDP;
+	tuple->local_port = bpf_ntohs(ports[0]);
+	tuple->remote_port = bpf_ntohs(ports[1]);
+	return true;
+}
+
+/* The tuple as the sender has it. */
+static __always_inline bool read_packet(struct __sk_buff *skb, struct procnet_tuple *tuple)
+{
+	__u32 at;
+
+	if (read_plain(skb, tuple))
+		return true;
+	if (skb->protocol == bpf_htons(ETH_P_IP)) {
+		struct ip4_header ip;
+
+		if (bpf_skb_load_bytes(skb, 0, &ip, sizeof(ip)))
+			return false;
+		if (ip.fragment & bpf_htons(0x1fff))
+			return false;
+		set_ipv4(tuple->local_address, ip.source);
+		set_ipv4(tuple->remote_address, ip.destination);
+		tuple->protocol = ip.protocol;
+		at = (ip.version_and_words & 15) * 4;
+	} else if (skb->protocol == bpf_htons(ETH_P_IPV6)) {
+		struct ip6_header ip;
+		__u8 next;
+
+		if (bpf_skb_load_bytes(skb, 0, &ip, sizeof(ip)))
+			return false;
+		__builtin_memcpy(tuple->local_address, ip.source, 16);
+		__builtin_memcpy(tuple->remote_address, ip.destination, 16);
+		next = ip.next;
+		at = skip_extensions(skb, &next);
+		if (!at)
+			return false;
+		tuple->protocol = next;
+	} else {
+		return false;
+	}
+	read_ports(skb, at, tuple);
+	return true;
+}
+
+/*
+ * The first packet has the tuple that the route chose, before any tap sees it. `current` is the
+ * sender where the packet comes straight from its call, which is so for UDP, ping and raw sockets
+ * but not for what was queued (NFQUEUE) or sent by the kernel through the socket (L2TP): a process
+ * that is not yet known to use the socket must have it open.
+ */
+SEC("cgroup_skb/egress")
+int on_egress(struct __sk_buff *skb)
+{
+	struct procnet_socket *socket;
+	struct seen seen = {};
+	struct bpf_sock *sk = skb->sk;
+	__u64 user;
+
+	if (!sk)
+		return 1;
+	sk = bpf_sk_fullsock(sk);
+	if (!sk || (sk->type != SOCK_DGRAM && sk->type != SOCK_RAW))
+		return 1;
+	socket = bpf_sk_storage_get(&sockets, sk, NULL, 0);
+	if (!socket || !read_packet(skb, &seen.tuple))
+		return 1;
+	/* Around it, by a tunnel or IPsec, is another protocol, at another time. */
+	if (sk->type == SOCK_DGRAM && seen.tuple.protocol != sk->protocol)
+		return 1;
+	user = current_user();
+	if (user != socket->user) {
+		if (!holds(socket->inode))
+			return 1;
+		socket->user = user;
+	}
+	seen.inode = socket->inode;
+	seen.netns = socket->netns;
+	tell(socket, &seen, user, PROCNET_SEND);
+	return 1;
+}
+
+static __always_inline bool is_datagram(__u16 protocol)
+{
+	return protocol == IPPROTO_UDP || protocol == IPPROTO_UDPLITE;
+}
+
+#define ESTABLISHED 1 /* include/net/tcp_states.h */
+
+/*
+ * Softirq: names nobody. Notes the flow of what is put into the queue, for on_receive_length(),
+ * which sees the taker of a datagram but not the datagram.
+ */
+SEC("cgroup_skb/ingress")
+int on_ingress(struct __sk_buff *skb)
+{
+	struct procnet_socket *socket;
+	struct procnet_tuple sent = {}, tuple;
+	struct bpf_sock *sk = skb->sk;
+	__u64 id;
+
+	if (!sk)
+		return 1;
+	sk = bpf_sk_fullsock(sk);
+	if (!sk || sk->type != SOCK_DGRAM || !is_datagram(sk->protocol) || sk->state == ESTABLISHED)
+		return 1;
+	socket = bpf_sk_storage_get(&sockets, sk, NULL, 0);
+	if (!socket || socket->waiting == SEVERAL_FLOWS || !read_packet(skb, &sent))
+		return 1;
+	tuple = sent;
+	__builtin_memcpy(tuple.local_address, sent.remote_address, 16);
+	__builtin_memcpy(tuple.remote_address, sent.local_address, 16);
+	tuple.local_port = sent.remote_port;
+	tuple.remote_port = sent.local_port;
+	id = digest(0, &tuple);
+	if (socket->waiting == NOTHING) {
+		socket->waiting_tuple = tuple;
+		barrier();
+		socket->waiting_id = id;
+		socket->waiting = ONE_FLOW;
+	} else if (socket->waiting_id != id) {
+		socket->waiting = SEVERAL_FLOWS;
+	}
+	return 1;
+}
+
+/* Has everything been taken that had come in? */
+static __always_inline void settle_queue(struct procnet_socket *socket, struct sock *sk)
+{
+	struct udp_sock *udp = (struct udp_sock *)sk;
+
+	if (socket->waiting && !sk->sk_receive_queue.qlen && !BPF_CORE_READ(udp, reader_queue.qlen))
+		socket->waiting = NOTHING;
+}
+
+/* The peer of the datagram that a process takes, if it wants to know. */
+static __always_inline int on_take(struct bpf_sock_addr *ctx, const __u8 *remote)
+{
+	struct bpf_sock *sk = ctx->sk;
+	struct procnet_socket *socket;
+	struct seen seen = {};
+	__u64 user = current_user();
+
+	if (!sk)
+		return 1;
+	socket = bpf_sk_storage_get(&sockets, sk, NULL, 0);
+	if (!socket)
+		return 1;
+	socket->taker = bpf_get_current_task_btf()->pid;
+	seen.inode = socket->inode;
+	seen.netns = socket->netns;
+	seen.type = SOCK_DGRAM;
+	seen.protocol = seen.tuple.protocol = sk->protocol;
+	__builtin_memcpy(seen.tuple.remote_address, remote, 16);
+	if (is_mapped(remote)) {
+		set_ipv4(seen.tuple.local_address, sk->src_ip4);
+	} else {
+		__u32 *local = (__u32 *)seen.tuple.local_address;
+
+		local[0] = sk->src_ip6[0];
+		local[1] = sk->src_ip6[1];
+		local[2] = sk->src_ip6[2];
+		local[3] = sk->src_ip6[3];
+	}
+	seen.tuple.local_port = sk->src_port;
+	seen.tuple.remote_port = bpf_ntohs(ctx->user_port);
+	settle_peer(&seen);
+	tell(socket, &seen, user, PROCNET_RECEIVE);
+	socket->user = user;
+	return 1;
+}
+
+SEC("cgroup/recvmsg4")
+int on_recvmsg4(struct bpf_sock_addr *ctx)
+{
+	__u8 remote[16];
+
+	set_ipv4(remote, ctx->user_ip4);
+	return on_take(ctx, remote);
+}
+
+SEC("cgroup/recvmsg6")
+int on_recvmsg6(struct bpf_sock_addr *ctx)
+{
+	__u32 remote[4] = {ctx->user_ip6[0], ctx->user_ip6[1], ctx->user_ip6[2], ctx->user_ip6[3]};
+
+	return on_take(ctx, (__u8 *)remote);
+}
+
+/*
+ * A raw socket gets copies of what others asked for, or the kernel: it claims nothing of the
+ * protocols that have ports or that the kernel speaks itself.
+ */
+static __always_inline int take(struct sock *sk, int result, int flags, bool with_udp)
+{
+	struct procnet_socket *socket;
+	struct seen seen;
+	__u16 protocol = sk->sk_protocol;
+	__u64 user;
+
+	if (sk->sk_type != SOCK_DGRAM && sk->sk_type != SOCK_RAW)
+		return 0;
+	if (sk->__sk_common.skc_family != AF_INET && sk->__sk_common.skc_family != AF_INET6)
+		return 0;
+	if (sk->sk_type == SOCK_RAW &&
+	    (protocol == IPPROTO_ICMP || protocol == IPPROTO_IGMP || protocol == IPPROTO_TCP ||
+	     protocol == IPPROTO_UDP || protocol == IPPROTO_ICMPV6 || protocol == IPPROTO_SCTP ||
+	     protocol == IPPROTO_UDPLITE))
+		return 0;
+	if (!with_udp && sk->sk_type == SOCK_DGRAM && protocol == IPPROTO_UDP)
+		return 0;
+	user = current_user();
+	socket = bpf_sk_storage_get(&sockets, sk, NULL, BPF_SK_STORAGE_GET_F_CREATE);
+	if (!socket)
+		return 0;
+	if (socket->taker == bpf_get_current_task_btf()->pid) {
+		socket->taker = 0;
+		settle_queue(socket, sk);
+		return 0;
+	}
+	if (result < 0 || flags & (MSG_PEEK | MSG_ERRQUEUE) || is_kernel_thread())
+		return 0;
+	if (!see(&seen, sk))
+		return 0;
+	note(socket, &seen);
+	if (is_datagram(protocol) && !seen.tuple.remote_port) {
+		struct procnet_tuple tuple = socket->waiting_tuple;
+
+		/* Written by another CPU meanwhile, it is not what its digest says. */
+		if (socket->waiting == ONE_FLOW && digest(0, &tuple) == socket->waiting_id)
+			seen.tuple = tuple;
+		settle_queue(socket, sk);
+	}
+	tell(socket, &seen, user, PROCNET_RECEIVE);
+	socket->user = user;
+	return 0;
+}
+
+/* Who has taken something, at the end of the call (6.3). */
+SEC("tp_btf/sock_recv_length")
+int BPF_PROG(on_receive_length, struct sock *sk, int result, int flags)
+{
+	return take(sk, result, flags, true);
+}
+
+/* The same where on_skb_consume_udp() tells of datagrams. */
+SEC("tp_btf/sock_recv_length")
+int BPF_PROG(on_receive_length_but_udp, struct sock *sk, int result, int flags)
+{
+	return take(sk, result, flags, false);
+}
+
+/* The taker of a datagram, with the tuple that the datagram has; the queue keeps what is peeked. */
+SEC("fentry/skb_consume_udp")
+int BPF_PROG(on_skb_consume_udp, struct sock *sk, struct sk_buff *skb)
+{
+	unsigned char *head = BPF_CORE_READ(skb, head);
+	unsigned char *network = head + BPF_CORE_READ(skb, network_header);
+	unsigned char *transport = head + BPF_CORE_READ(skb, transport_header);
+	struct procnet_socket *socket;
+	struct seen seen;
+	__be16 ports[2] = {};
+	__u8 version = 0;
+	__u64 user;
+
+	if (BPF_CORE_READ(skb, users.refs.counter) > 1 || !see(&seen, sk))
+		return 0;
+	bpf_probe_read_kernel(&version, 1, network);
+	if (version >> 4 == 4) {
+		struct ip4_header ip = {};
+
+		bpf_probe_read_kernel(&ip, sizeof(ip), network);
+		set_ipv4(seen.tuple.local_address, ip.destination);
+		set_ipv4(seen.tuple.remote_address, ip.source);
+	} else {
+		struct ip6_header ip = {};
+
+		bpf_probe_read_kernel(&ip, sizeof(ip), network);
+		__builtin_memcpy(seen.tuple.local_address, ip.destination, 16);
+		__builtin_memcpy(seen.tuple.remote_address, ip.source, 16);
+	}
+	bpf_probe_read_kernel(&ports, sizeof(ports), transport);
+	seen.tuple.remote_port = bpf_ntohs(ports[0]);
+	seen.tuple.local_port = bpf_ntohs(ports[1]);
+	user = current_user();
+	socket = bpf_sk_storage_get(&sockets, sk, NULL, BPF_SK_STORAGE_GET_F_CREATE);
+	if (!socket)
+		return 0;
+	note(socket, &seen);
+	tell(socket, &seen, user, PROCNET_RECEIVE);
+	socket->user = user;
+	return 0;
+}
+
+/* The end, and the beginning --------------------------------------------------------------------*/
+
+/*
+ * The last holder closes; the socket still has its tuple. Told every time that there is one. A
+ * connection that nobody has used is its acceptor's: only accept() gives it a file to close.
+ */
+SEC("cgroup/sock_release")
+int on_release(struct bpf_sock *ctx)
+{
+	struct sock *sk = (struct sock *)ctx;
+	struct seen seen;
+
+	if (!see(&seen, sk) || (seen.type != SOCK_RAW && !seen.tuple.local_port))
+		return 1;
+	if (seen.protocol == IPPROTO_TCP && seen.tuple.remote_port &&
+	    !bpf_sk_storage_get(&sockets, ctx, NULL, 0))
+		submit(&seen, PROCNET_ACCEPT);
+	submit(&seen, PROCNET_CLOSE);
+	return 1;
+}
+
+/*
+ * Every open socket with everybody who has it open. Notes what the hooks would have, where they
+ * were not there yet, and never over what they have.
+ */
+SEC("iter/task_file")
+int on_open_file(struct bpf_iter__task_file *ctx)
+{
+	struct procnet_open_socket row = {};
+	struct procnet_socket *socket;
+	struct socket *of_file;
+	struct sock *sk;
+	struct file *file = ctx->file;
+	struct task_struct *task = ctx->task;
+	struct seen seen;
+
+	if (!file || !task)
+		return 0;
+	of_file = bpf_sock_from_file(file);
+	if (!of_file)
+		return 0;
+	sk = of_file->sk;
+	if (!sk || !see(&seen, sk))
+		return 0;
+	/* A listener has nothing to tell. */
+	if (seen.protocol != IPPROTO_TCP || seen.tuple.remote_port) {
+		socket = bpf_sk_storage_get(&sockets, sk, NULL, BPF_SK_STORAGE_GET_F_CREATE);
+		if (socket && !socket->id) {
+			note(socket, &seen);
+			if (sk->sk_receive_queue.qlen)
+				socket->waiting = SEVERAL_FLOWS;
+		}
+	}
+	row.tuple = seen.tuple;
+	row.inode = seen.inode;
+	row.start_ns = BPF_CORE_READ(task, group_leader, start_boottime);
+	row.tgid = task->tgid;
+	row.netns = seen.netns;
+	row.uid = BPF_CORE_READ(sk, sk_uid.val);
+	row.family = BPF_CORE_READ(sk, __sk_common.skc_family) == AF_INET ? 4 : 6;
+	row.state = BPF_CORE_READ(sk, __sk_common.skc_state);
+	row.type = seen.type;
+	bpf_seq_write(ctx->meta->seq, &row, sizeof(row));
+	return 0;
+}

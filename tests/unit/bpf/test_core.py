@@ -1,0 +1,399 @@
+"""The service, with an object that hands over files in the place of BPF maps."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import struct
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import ClassVar
+
+import pytest
+
+from procnet.bpf import cgroup, core, core_host, layout, libbpf
+from procnet.bpf.core import CoreOwners, check_contract, choose, probe
+from procnet.bpf.core_host import OBJECT
+from procnet.bpf.host import Host
+from procnet.bpf.snapshot import OPEN_SOCKET, decode_snapshot
+from procnet.bpf.source import source_directory
+from procnet.errors import AccessError, LayoutError, LoadError, UnsupportedError
+from procnet.model import UDP, ProcessId, Support
+from tests.unit.bpf.fakes import PAGE, FakeRing, fake_host
+from tests.unit.bpf.test_events import record
+
+EVERY_NAME = b"".join(
+    b"\0" + each + b"\0"
+    for each in (
+        b"btf_trace_tcp_sendmsg_locked", b"btf_trace_sock_send_length", b"tcp_sendmsg",
+        b"btf_trace_tcp_rcv_space_adjust", b"btf_trace_sock_recv_length", b"skb_consume_udp",
+        b"security_sock_graft",
+    )
+)  # fmt: skip
+CONTRACT = struct.pack("=III", layout.LAYOUT, layout.OWNER_EVENT.size, OPEN_SOCKET.size)
+
+
+class FakeObject:
+    """In the place of libbpf's. What it refuses is told by the name of the program."""
+
+    ring: ClassVar[FakeRing]
+    counter: ClassVar[int]
+    contract: ClassVar[bytes] = CONTRACT
+    refuses_to_load: ClassVar[set[str]] = set()
+    refuses_to_attach: ClassVar[set[str]] = set()
+    made: ClassVar[list[FakeObject]] = []
+
+    def __init__(self, image: bytes) -> None:
+        assert image == b"object"
+        self.loaded: frozenset[str] = frozenset()
+        self.attached: list[str] = []
+        self.closed = False
+        self.made.append(self)
+
+    def initial_value(self, name: str) -> bytes:
+        assert name == ".rodata.contract"
+        return self.contract
+
+    def choose(self, programs: frozenset[str]) -> None:
+        self.loaded = programs
+
+    def load(self) -> None:
+        for name in sorted(self.loaded & self.refuses_to_load):
+            raise LoadError(f"refused: Operation not permitted\nprog '{name}': failed to load: -1")
+
+    def attach(self, program: str) -> None:
+        if program in self.refuses_to_attach:
+            raise LoadError(f"attach {program}: Operation not supported")
+        self.attached.append(program)
+
+    def attach_cgroup(self, program: str, descriptor: int) -> None:
+        os.fstat(descriptor)
+        self.attach(program)
+
+    def run_iterator(self, program: str) -> bytes:
+        self.attached.append(program)
+        return b""
+
+    def map_descriptor(self, name: str) -> int:
+        return {"events": self.ring.descriptor, "lost": self.counter}[name]
+
+    def close(self) -> None:
+        self.closed = True
+
+
+@pytest.fixture
+def host(tmp_path: Path) -> Host:
+    made = fake_host(tmp_path)
+    btf = made.sysfs_root / "kernel/btf"
+    btf.mkdir(parents=True)
+    (btf / "vmlinux").write_bytes(EVERY_NAME)
+    device = os.stat(tmp_path).st_dev
+    (made.proc_root / "self/mountinfo").write_text(
+        f"41 31 {os.major(device)}:{os.minor(device)} / {tmp_path} rw - cgroup2 cgroup rw\n"
+    )
+    return made
+
+
+@pytest.fixture
+def image(tmp_path: Path) -> Path:
+    path = tmp_path / "owners.bpf.o"
+    path.write_bytes(b"object")
+    return path
+
+
+@pytest.fixture
+def fake(host: Host, monkeypatch: pytest.MonkeyPatch) -> Iterator[type[FakeObject]]:
+    class Fake(FakeObject):
+        ring = FakeRing(host.proc_root)
+        counter = os.memfd_create("counter")
+        refuses_to_load: ClassVar[set[str]] = set()
+        refuses_to_attach: ClassVar[set[str]] = set()
+        made: ClassVar[list[FakeObject]] = []
+
+    os.truncate(Fake.counter, PAGE)
+    monkeypatch.setattr(libbpf, "BpfObject", Fake)
+    monkeypatch.setattr(libbpf, "check_library", lambda: None)
+    monkeypatch.setattr(libbpf, "can_trace_functions", lambda: True)
+    yield Fake
+    os.close(Fake.ring.descriptor)
+    os.close(Fake.counter)
+
+
+# -- life -------------------------------------------------------------------------------------
+
+
+def test_open_read_close(host: Host, image: Path, fake: type[FakeObject]) -> None:
+    files = len(os.listdir("/proc/self/fd"))
+    owners = CoreOwners.open(host, image)
+    assert owners.missing_hooks == ()
+    assert owners.feature().support is Support.YES
+    assert owners.read() == []
+    for inode in (3, 5, 7):
+        fake.ring.write(record(inode=inode))
+    fake.ring.write(record(kind=99))
+    assert [event.inode for event in owners.read()] == [3, 5, 7]
+    os.pwrite(fake.counter, (11).to_bytes(8, "little"), 0)
+    assert owners.events_lost() == 12  # and the one of no kind
+    assert owners.fileno() == fake.ring.descriptor
+    owners.close()
+    owners.close()
+    assert (owners.read(), owners.events_lost(), owners.fileno()) == ([], 12, -1)
+    assert [each.closed for each in fake.made] == [True]
+    assert len(os.listdir("/proc/self/fd")) == files
+
+
+def test_what_infers_from_silence_is_attached_after_the_snapshot(
+    host: Host, image: Path, fake: type[FakeObject]
+) -> None:
+    CoreOwners.open(host, image).close()
+    (made,) = fake.made
+    at = made.attached.index("on_open_file")
+    assert made.attached[at + 1 :] == ["on_sock_graft", "on_release"]
+    assert set(made.attached) == made.loaded
+
+
+@pytest.mark.parametrize("how", ["refuses_to_load", "refuses_to_attach"])
+def test_a_refused_program_gives_way_to_the_next_best(
+    host: Host, image: Path, fake: type[FakeObject], how: str
+) -> None:
+    getattr(fake, how).update({"on_skb_consume_udp", "on_tcp_sendmsg_locked"})
+    owners = CoreOwners.open(host, image)
+    assert {"tcp_sendmsg", "cgroup recvmsg4", "cgroup recvmsg6"} <= set(owners.hooks)
+    assert owners.missing_hooks == ()
+    assert [each.closed for each in fake.made] == [True, True, False]
+    owners.close()
+
+
+def test_a_question_without_an_answer_is_told(
+    host: Host, image: Path, fake: type[FakeObject]
+) -> None:
+    fake.refuses_to_load = {"on_receive_length_but_udp"}
+    owners = CoreOwners.open(host, image)
+    assert owners.missing_hooks == ("receive",)
+    assert "receive (sock_recv_length: refused" in owners.feature().reason
+    owners.close()
+
+
+@pytest.mark.parametrize(
+    "program", ["on_create", "on_tcp_connect", "on_egress", "on_tcp_receive", "on_release"]
+)
+def test_without_the_indispensable_there_is_no_rung(
+    host: Host, image: Path, fake: type[FakeObject], program: str
+) -> None:
+    fake.refuses_to_load = {program}
+    with pytest.raises(LoadError, match=f"(?s)there is no hook for .*prog '{program}'"):
+        CoreOwners.open(host, image)
+    feature = probe(host, image)
+    assert feature.support is Support.NO
+    assert f"prog '{program}': failed to load" in feature.reason
+    assert all(each.closed for each in fake.made)
+
+
+def test_an_object_of_another_layout_is_refused(
+    host: Host, image: Path, fake: type[FakeObject], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fake, "contract", struct.pack("=III", layout.LAYOUT + 1, 112, 72))
+    with pytest.raises(LayoutError, match="another layout"):
+        CoreOwners.open(host, image)
+    assert probe(host, image).support is Support.NO
+    assert all(each.closed for each in fake.made)
+
+
+def test_the_contract() -> None:
+    check_contract(CONTRACT + b"padding")
+    for contract in (b"", CONTRACT[:4], struct.pack("=III", layout.LAYOUT, 112, 8)):
+        with pytest.raises(LayoutError):
+            check_contract(contract)
+
+
+# -- the choice -------------------------------------------------------------------------------
+
+
+def chosen(names: bytes, traces_functions: bool) -> set[str]:
+    return {hook.name for hook in choose(names, traces_functions, {}).hooks}
+
+
+def test_hooks_are_chosen_by_what_the_kernel_has() -> None:
+    everything = chosen(EVERY_NAME, True)
+    assert {"tcp_sendmsg_locked", "skb_consume_udp", "security_sock_graft"} <= everything
+    assert not {"tcp_sendmsg", "sock_send_length", "cgroup recvmsg4"} & everything
+    here = chosen(EVERY_NAME, False)
+    assert {"tcp_sendmsg_locked", "sock_recv_length", "cgroup recvmsg4"} <= here
+    assert "cgroup getpeername6" in here
+    older = chosen(EVERY_NAME.replace(b"btf_trace_tcp_sendmsg_locked", b"x"), False)
+    assert "sock_send_length" in older
+
+
+def test_a_name_is_a_whole_one() -> None:
+    assert "tcp_sendmsg" not in chosen(b"\0tcp_sendmsg_locked\0", True)
+
+
+def test_datagrams_are_not_told_twice() -> None:
+    programs = {hook.program for hook in choose(EVERY_NAME, True, {}).hooks}
+    assert "on_receive_length_but_udp" in programs
+    assert "on_receive_length" not in programs
+
+
+def test_what_is_missing_says_why() -> None:
+    choice = choose(b"", False, {"on_release": "no such thing"})
+    assert choice.missing["close"] == "cgroup sock_release: no such thing"
+    assert choice.missing["TCP receive"] == "tcp_rcv_space_adjust: the kernel does not have it"
+    assert "tcp_sendmsg: the kernel loads no fentry programs" in choice.missing["TCP send"]
+
+
+# -- obstacles --------------------------------------------------------------------------------
+
+
+def refused(host: Host, image: Path, error: type[Exception], *words: str) -> None:
+    feature = probe(host, image)
+    assert feature.support is Support.NO
+    with pytest.raises(error) as raised:
+        CoreOwners.open(host, image)
+    for word in words:
+        assert word in f"{feature.reason}; {feature.remedy}"
+        assert word in str(raised.value)
+
+
+def test_built_without_clang(host: Host, tmp_path: Path) -> None:
+    refused(host, tmp_path / "none.o", UnsupportedError, "without clang", "apt install clang")
+
+
+def test_no_libbpf(host: Host, image: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(libbpf, "_SONAME", "libnot-there.so.1")
+    libbpf._library.cache_clear()
+    try:
+        refused(host, image, UnsupportedError, "libnot-there.so.1", "apt install libbpf1")
+    finally:
+        libbpf._library.cache_clear()
+
+
+def test_no_btf(host: Host, image: Path, fake: type[FakeObject]) -> None:
+    (host.sysfs_root / "kernel/btf/vmlinux").unlink()
+    refused(host, image, UnsupportedError, "no BTF", "CONFIG_DEBUG_INFO_BTF")
+
+
+def test_no_capabilities(host: Host, image: Path, fake: type[FakeObject]) -> None:
+    # CAP_BPF and CAP_PERFMON, without CAP_NET_ADMIN
+    (host.proc_root / "self/status").write_text("CapEff:\t000000c000000000\n")
+    refused(host, image, AccessError, "CAP_NET_ADMIN", "run it as root")
+
+
+@pytest.mark.parametrize("kind", ["pid", "time", "cgroup"])
+def test_another_namespace(host: Host, image: Path, fake: type[FakeObject], kind: str) -> None:
+    (host.proc_root / "self/ns" / kind).write_text("")  # of some inode
+    refused(host, image, UnsupportedError, f"not in the initial {kind} namespace", "docker run")
+
+
+def test_no_cgroup(
+    host: Host, image: Path, fake: type[FakeObject], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails() -> int:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(cgroup, "_mount_detached", fails)
+    mountinfo = host.proc_root / "self/mountinfo"
+    # A part of the hierarchy is not the whole, and what something else was mounted over is hidden.
+    mountinfo.write_text("41 31 0:41 /part /somewhere rw - cgroup2 cgroup rw\n")
+    refused(host, image, UnsupportedError, "no cgroup v2 is mounted", "mount -t cgroup2")
+    mountinfo.write_text("41 31 251:9999 / /tmp rw - cgroup2 cgroup rw\n")
+    refused(host, image, UnsupportedError, "no cgroup v2 is mounted")
+
+
+def test_a_mount_point_with_a_space(tmp_path: Path) -> None:
+    root = tmp_path / "with space"
+    root.mkdir()
+    device = os.stat(root).st_dev
+    (tmp_path / "self").mkdir()
+    escaped = str(root).replace(" ", "\\040")
+    (tmp_path / "self/mountinfo").write_text(
+        f"41 31 {os.major(device)}:{os.minor(device)} / {escaped} rw shared:5 - cgroup2 none rw\n"
+    )
+    descriptor = cgroup.open_root(tmp_path)
+    assert os.path.samestat(os.fstat(descriptor), root.stat())
+    os.close(descriptor)
+
+
+def test_a_refusal_for_want_of_privilege_is_one_of_access(host: Host) -> None:
+    (host.proc_root / "self/status").write_text("CapEff:\t000000c000001000\n")
+    error = LoadError("the kernel refused the object: Operation not permitted")
+    assert core_host.refusal(error, host).error is AccessError
+    assert core_host.refusal(LoadError("invalid argument"), host).error is LoadError
+
+
+def test_the_program_that_failed_is_found_in_the_log() -> None:
+    error = LoadError(
+        "the kernel refused the object: Invalid argument\n"
+        "prog 'on_egress': BPF program load failed: Invalid argument\n"
+        "prog 'on_egress': -- BEGIN PROG LOAD LOG --\n"
+        "0: R1=ctx(off=0,imm=0)\n"
+        "prog 'on_egress': failed to load: -22"
+    )
+    assert core_host.failed_program(error) == "on_egress"
+    assert core_host.failed_program(LoadError("no more memory")) == ""
+
+
+def test_permission_is_told_from_the_rest() -> None:
+    assert core_host.is_permission(LoadError("load: Operation not permitted"))
+    assert not core_host.is_permission(LoadError("load: Invalid argument"))
+
+
+# -- the snapshot -----------------------------------------------------------------------------
+
+
+def row(**changes: object) -> bytes:
+    values: dict[str, object] = {
+        "local": bytes(10) + b"\xff\xff\x7f\0\0\1", "remote": bytes(16), "local_port": 53,
+        "remote_port": 0, "protocol": UDP, "inode": 7, "start_ns": 12_345_678_901, "pid": 3,
+        "netns": 11, "uid": 5, "family": 4, "state": 7, "type": 2, **changes,
+    }  # fmt: skip
+    return OPEN_SOCKET.pack(*values.values())
+
+
+def test_a_snapshot_has_each_socket_once_with_all_who_have_it() -> None:
+    scan = decode_snapshot(row() + row(pid=4, start_ns=1) + row(inode=8, netns=12), 99, None)
+    assert [socket.inode for socket in scan.sockets] == [7, 8]
+    assert scan.sockets[0][:6] == (11, UDP, 4, b"\x7f\0\0\1", 53, bytes(16))
+    assert scan.sockets[0][6:] == (0, "unconnected", 7, 5)
+    assert scan.holders[7] == {ProcessId(3, 12_340_000_000), ProcessId(4, 0)}
+    assert scan.started_ns == 99 <= scan.ended_ns
+    assert [socket.inode for socket in decode_snapshot(row() + row(netns=12), 0, 12).sockets] == [7]
+
+
+def test_a_snapshot_leaves_out_what_has_no_address() -> None:
+    rows = row(local_port=0) + row(local_port=0, inode=9, type=3, protocol=253)
+    assert [socket.inode for socket in decode_snapshot(rows, 0, None).sockets] == [9]
+
+
+# -- the object -------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The object, compiled now, as setup.py does it."""
+    if shutil.which("clang") is None:
+        pytest.skip("clang is not installed: apt install clang libbpf-dev")
+    path = tmp_path_factory.mktemp("object") / "owners.bpf.o"
+    command = ["clang", "-target", "bpf", "-O2", "-g", "-Wall", "-Wextra", "-Werror"]
+    command += ["-Wno-unused-parameter", f"-I/usr/include/{os.uname().machine}-linux-gnu"]
+    source = source_directory() / "owners.bpf.c"
+    subprocess.run([*command, "-c", str(source), "-o", str(path)], check=True)
+    return path
+
+
+def test_the_object_has_the_programs_and_the_contract(built: Path) -> None:
+    opened = libbpf.BpfObject(built.read_bytes())
+    try:
+        wanted = {hook.program for hook in every_hook()} | {"on_open_file"}
+        assert opened.programs == wanted | {"on_receive_length_but_udp"}
+        check_contract(opened.initial_value(".rodata.contract"))
+    finally:
+        opened.close()
+
+
+def every_hook() -> list[core.Hook]:
+    return [hook for answers in core._QUESTIONS.values() for hooks in answers for hook in hooks]
+
+
+def test_the_package_has_it_where_it_is_looked_for() -> None:
+    assert OBJECT.parent == Path(core.__file__).parent
