@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import logging
 import os
@@ -28,6 +29,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     logging.basicConfig(format="procnet: %(message)s")
     command: Callable[[argparse.Namespace], int] = arguments.command
+    if sys.stdout is None:
+        return _say("standard output is closed; give it a place to go, such as /dev/null", 1)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # Names may hold what the encoding of the terminal has not.
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         status = command(arguments)
         sys.stdout.flush()
@@ -39,12 +45,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 0
     except BrokenPipeError:
-        # The reader has enough. Python would complain once more when it flushes at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        # The reader has enough.
+        _drop_output()
         return 0
+    except OSError as error:
+        _drop_output()
+        return _say(f"cannot go on: {error.strerror or error}", 1)
 
 
-def _say(error: procnet.ProcnetError, status: int) -> int:
+def _drop_output() -> None:
+    # What is still in the buffer must not be tried again at exit.
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, sys.stdout.fileno())
+    os.close(null)
+
+
+def _say(error: procnet.ProcnetError | str, status: int) -> int:
     print(f"procnet: {error}", file=sys.stderr)
     return status
 
@@ -211,7 +227,7 @@ def _sockets(arguments: argparse.Namespace) -> int:
 
 
 def _doctor(arguments: argparse.Namespace) -> int:
-    features = ladder.choose(arguments.kernel, arguments.counting)
+    features = ladder.survey(arguments.kernel, arguments.counting)
     if arguments.format == "json":
         _print_json(features_as_json(features))
     else:

@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
-from procnet.bpf import kprobe
+from collections.abc import Callable
+
+from procnet.bpf import core, kprobe
 from procnet.capture import handle
 from procnet.errors import UnsupportedError, UsageError
-from procnet.features import no
+from procnet.features import no, unknown
 from procnet.model import Feature, Features, Support
-from procnet.sockets import procfs
+from procnet.sockets import diag, procfs
 
 KERNEL_CHOICES = ("auto", "core", "kprobe", "off")
 COUNTING_CHOICES = ("auto", "kernel", "socket", "python")
 
 _NOT_BUILT = "this version of procnet does not have it yet"
+# Who says who, the best first. Looking always remains: a user without privilege still sees the
+# sockets of his own processes, and the rest are counted.
+_OWNERS: tuple[tuple[str, Callable[[], Feature]], ...] = (
+    ("core", core.probe),
+    ("kprobe", kprobe.probe),
+    ("sock_diag", diag.probe_diag),
+    ("proc", procfs.probe),
+)
+_LOOKING = ("sock_diag", "proc")
 
 
 def check_choices(kernel: str, counting: str) -> None:
@@ -25,42 +36,60 @@ def check_choices(kernel: str, counting: str) -> None:
             raise UsageError(f"{name} must be one of {', '.join(choices)}, not {value!r}")
 
 
-def rungs() -> tuple[Feature, ...]:
-    """Every source, the best first; each is tried, none is kept."""
-    return (
-        no("kernel counting", _NOT_BUILT),
-        no("socket counting", _NOT_BUILT),
-        handle.probe(),
-        no("core owners", _NOT_BUILT),
-        kprobe.probe(),
-        no("sock_diag owners", _NOT_BUILT),
-        procfs.probe(),
-    )
+def survey(kernel: str, counting: str) -> Features:
+    """Every source, tried and not kept. Raises ``UnsupportedError`` like ``choose()``."""
+    return _features(kernel, counting, every=True)
 
 
 def choose(kernel: str, counting: str) -> Features:
-    """The rung that will be used. Raises ``UnsupportedError`` if a forced one cannot be had."""
-    check_choices(kernel, counting)
-    tried = rungs()
-    kernel_counting, socket_counting, python, core, kprobes, _, _ = tried
-    if counting in ("kernel", "socket"):
-        _refuse(
-            f"--counting {counting}", kernel_counting if counting == "kernel" else socket_counting
-        )
-    if kernel == "core":
-        _refuse("--kernel core", core)
-    if kernel == "kprobe" and kprobes.support is Support.NO:
-        _refuse("--kernel kprobe", kprobes)
-    use_kprobes = kernel == "kprobe" or (kernel == "auto" and kprobes.support is Support.YES)
-    # A user without privilege still sees the sockets of his own processes; the rest are counted.
-    owners = "kprobe" if use_kprobes else "proc"
-    return Features("" if python.support is Support.NO else "python", owners, tried)
+    """The rung that will be used; those below it are not tried.
+
+    Raises ``UnsupportedError`` if a forced one cannot be had.
+    """
+    return _features(kernel, counting, every=False)
 
 
-def replaced(features: Features, rung: Feature, owners: str) -> Features:
-    """The same ladder after a rung was stepped on: what became of it, and who names owners now."""
+def step_down(features: Features, why: str) -> Features:
+    """The next rung below the one in use, which said yes and then could not be had."""
+    result = replaced(features, no(_feature_name(features.owners), why))
+    names = [name for name, _ in _OWNERS]
+    for name, probe in _OWNERS[names.index(features.owners) + 1 :]:
+        feature = probe()
+        result = replaced(result, feature)
+        if feature.support is not Support.NO:
+            return Features(result.counting, name, result.rungs)
+    return Features(result.counting, "proc", result.rungs)
+
+
+def replaced(features: Features, rung: Feature) -> Features:
+    """The same ladder with what became of a rung once it was stepped on."""
     rungs = tuple(rung if each.name == rung.name else each for each in features.rungs)
-    return Features(features.counting, owners, rungs)
+    return Features(features.counting, features.owners, rungs)
+
+
+def _features(kernel: str, counting: str, *, every: bool) -> Features:
+    check_choices(kernel, counting)
+    not_built = {name: no(f"{name} counting", _NOT_BUILT) for name in ("kernel", "socket")}
+    if counting in not_built:
+        _refuse(f"--counting {counting}", not_built[counting])
+    python = handle.probe()
+    names = {"auto": tuple(name for name, _ in _OWNERS), "off": _LOOKING}.get(kernel, (kernel,))
+    owners = ""
+    tried = []
+    for name, probe in _OWNERS:
+        wanted = name in names and not owners
+        feature = probe() if every or wanted else unknown(_feature_name(name), "was not tried")
+        tried.append(feature)
+        if wanted and feature.support is not Support.NO:
+            owners = name
+        elif name == kernel:
+            _refuse(f"--kernel {kernel}", feature)
+    counted_by = "" if python.support is Support.NO else "python"
+    return Features(counted_by, owners or "proc", (*not_built.values(), python, *tried))
+
+
+def _feature_name(owners: str) -> str:
+    return f"{owners} owners"
 
 
 def _refuse(what: str, feature: Feature) -> None:

@@ -6,6 +6,7 @@ another reads the owners and settles the ledger. The caller's thread only takes 
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import threading
@@ -18,19 +19,22 @@ from typing import ParamSpec
 from procnet import ladder
 from procnet.capture.tap import Tap
 from procnet.errors import AccessError, UnsupportedError, UsageError
-from procnet.features import no
 from procnet.ledger.flows import MAX_FLOWS
 from procnet.ledger.ledger import Account, Ledger
-from procnet.model import Features, FlowCount, Loss
+from procnet.model import Features, FlowCount, Loss, SocketScan
 from procnet.report.report import Report, build_report
 from procnet.witnesses import Witnesses
 
 TICK_S = 0.1
 """How often witnesses are read and runs are settled at the least; sooner if a flow is new."""
 _HAND_OVER_S = 0.05
-_HAND_OVER_NEW_S = 0.005
-_BREATH_S = 0.01
+_HAND_OVER_NEW_S = 0.002
+_BREATH_S = 0.002
+_HOLD_BACK_MS = 50
+_HOLD_BACK_LOOKING_MS = 2
+"""Where owners are only looked at, a look must come before a short-lived socket is gone."""
 _IDLE_S = 0.5
+_LOOK_WAIT_S = 0.5
 _LINGER_S = 0.15
 """At the end, time for the kernel to give up a block of packets that is not full."""
 
@@ -78,6 +82,8 @@ class Monitor:
         self._stopped = threading.Event()
         self._handed_over: deque[list[FlowCount]] = deque()
         self._news = threading.Event()
+        self._look_asked = threading.Event()
+        self._looked = threading.Event()
         self._ledger = Ledger(max_flows=max_flows)
         self._features: Features | None = None
         self._tap: Tap | None = None
@@ -85,6 +91,10 @@ class Monitor:
         self._threads: list[threading.Thread] = []
         self._started_ns = self._interval_ns = self._ended_ns = 0
         self._failures = 0
+        self._pid = 0
+        self._asking: set[int] = set()
+        self._busy = False
+        self._drained_s = 0.0
 
     # --- life ---
 
@@ -96,43 +106,55 @@ class Monitor:
         netns = os.stat("/proc/self/ns/net").st_ino
         try:
             self._witnesses = self._call_witnesses(self._features, netns)
-            self._witnesses.look()
-            self._tap = Tap(self._names, netns)
+            self._witnesses.take(self._witnesses.scan())
+            hold_back_ms = _HOLD_BACK_MS if self._witnesses.events else _HOLD_BACK_LOOKING_MS
+            self._tap = Tap(self._names, netns, timeout_ms=hold_back_ms)
         except BaseException:
             self._close()
             raise
+        self._pid = os.getpid()
         self._started_ns = self._interval_ns = time.time_ns()
-        for name, loop in (("capture", self._capture), ("owners", self._own)):
-            thread = threading.Thread(target=loop, name=f"procnet-{name}", daemon=True)
-            self._threads.append(thread)
-            thread.start()
+        try:
+            for name, loop in (("capture", self._capture), ("owners", self._own)):
+                thread = threading.Thread(target=loop, name=f"procnet-{name}", daemon=True)
+                thread.start()
+                self._threads.append(thread)
+        except BaseException:
+            # The limit of threads, or a Ctrl-C just now.
+            self._stopping.set()
+            for thread in self._threads:
+                thread.join()
+            self._tap.close()
+            self._close()
+            raise
 
     def _call_witnesses(self, features: Features, netns: int) -> Witnesses:
-        try:
-            witnesses = Witnesses(features.owners, netns, self._ledger)
-        except (UnsupportedError, AccessError) as error:
-            if self._kernel != "auto" or features.owners == "proc":
-                raise
-            # The probe said yes, and then it could not be done: the next rung, and why.
-            _log.warning("looking at /proc instead of kprobes: %s", error)
-            self._features = ladder.replaced(features, no("kprobe", str(error)), "proc")
-            return Witnesses("proc", netns, self._ledger)
-        if witnesses.feature is not None:
-            self._features = ladder.replaced(features, witnesses.feature, features.owners)
-        return witnesses
+        while True:
+            try:
+                witnesses = Witnesses(features.owners, netns, self._ledger)
+            except (UnsupportedError, AccessError) as error:
+                if self._kernel != "auto" or features.owners == "proc":
+                    raise
+                # The probe said yes, and then it could not be done.
+                failed, features = features.owners, ladder.step_down(features, str(error))
+                _log.warning("owners from %s, not %s: %s", features.owners, failed, error)
+            else:
+                found = witnesses.feature
+                self._features = features if found is None else ladder.replaced(features, found)
+                return witnesses
 
     def stop(self) -> None:
-        """Reads what is still on its way, settles it, and gives everything back. Idempotent."""
-        if self._stopping.is_set() or not self._threads:
-            return
+        """Reads what is still on its way, settles it, and gives everything back. Idempotent.
+
+        May be called from any thread, and from a signal handler; one that interrupts ``report()``
+        does not wait for the end. If it is interrupted itself, call it again.
+        """
         self._stopping.set()
         self._news.set()
-        for thread in self._threads:
-            thread.join()
-        self._guarded(self._tick, final=True)
-        self._close()
-        self._ended_ns = time.time_ns()
-        self._stopped.set()
+        # Waiting for a thread that waits for what the interrupted caller holds would be forever.
+        if threading.get_ident() not in self._asking:
+            for thread in self._threads:
+                thread.join()
 
     def __enter__(self) -> Monitor:
         self.start()
@@ -151,7 +173,7 @@ class Monitor:
     @property
     def features(self) -> Features:
         """The rung in use, and why the better ones are not; probes the host before the start."""
-        return self._features or ladder.choose(self._kernel, self._counting)
+        return self._features or ladder.survey(self._kernel, self._counting)
 
     @property
     def interfaces(self) -> tuple[str, ...]:
@@ -160,7 +182,7 @@ class Monitor:
 
     def report(self) -> Report:
         """Everything since the start; what still waits for an owner is ``PENDING``."""
-        with self._lock:
+        with self._locked():
             return self._report(self._ledger.account(), self._started_ns)
 
     def __iter__(self) -> Iterator[Report]:
@@ -175,11 +197,33 @@ class Monitor:
         ended = False
         while not ended:
             ended = self._stopped.wait(max(0.0, next_s - time.monotonic()))
-            with self._lock:
+            if not ended:
+                self._ask_for_a_look()
+            with self._locked():
                 report = self._report(self._ledger.take_interval(), self._interval_ns)
                 self._interval_ns = report.ended_ns
             yield report
             next_s = max(next_s + self._interval_s, time.monotonic())
+
+    def _ask_for_a_look(self) -> None:
+        """What was counted in the interval is settled by a look at its end, or it would be late."""
+        self._looked.clear()
+        self._look_asked.set()
+        self._news.set()
+        self._looked.wait(_LOOK_WAIT_S)
+
+    @contextlib.contextmanager
+    def _locked(self) -> Iterator[None]:
+        if self._pid not in (0, os.getpid()):
+            # The threads are not here, and one of them may have held the lock.
+            raise UsageError("a Monitor does not go through fork(): make another one")
+        caller = threading.get_ident()
+        self._asking.add(caller)
+        try:
+            with self._lock:
+                yield
+        finally:
+            self._asking.discard(caller)
 
     def _report(self, account: Account, started_ns: int) -> Report:
         if self._tap is None or self._witnesses is None:
@@ -198,7 +242,8 @@ class Monitor:
         return build_report(
             account,
             started_ns=started_ns,
-            ended_ns=self._ended_ns or time.time_ns(),
+            # The clock may have been set back.
+            ended_ns=max(started_ns, self._ended_ns or time.time_ns()),
             process_of=self._witnesses.process,
             loss=loss,
             features=self.features,
@@ -210,47 +255,70 @@ class Monitor:
         tap = self._tap
         assert tap is not None
         stop_s = float("inf")
-        drained_s = time.monotonic()
-        counting = False
         while time.monotonic() < stop_s:
             if self._stopping.is_set():
                 stop_s = min(stop_s, time.monotonic() + _LINGER_S)
-            busy = counting or self._stopping.is_set()
+            busy = self._busy or self._stopping.is_set()
             self._guarded(tap.wait, _HAND_OVER_S if busy else _IDLE_S)
-            # A flow that is new may be over soon: whoever owns it must be looked for now.
-            pause_s = _HAND_OVER_NEW_S if tap.has_new_flows else _HAND_OVER_S
-            if time.monotonic() - drained_s >= pause_s:
-                drained_s = time.monotonic()
-                counts = tap.drain()
-                counting = bool(counts)
-                if counts:
-                    self._handed_over.append(counts)
-                    self._news.set()
+            self._guarded(self._hand_over, tap)
         self._guarded(tap.close)
-        self._handed_over.append(tap.drain())
+        self._guarded(self._hand_over, tap, last=True)
+
+    def _hand_over(self, tap: Tap, *, last: bool = False) -> None:
+        # A flow that is new may be over soon: whoever owns it must be looked for now.
+        pause_s = _HAND_OVER_NEW_S if tap.has_new_flows else _HAND_OVER_S
+        if not last and time.monotonic() - self._drained_s < pause_s:
+            return
+        self._drained_s = time.monotonic()
+        counts = tap.drain()
+        self._busy = bool(counts)
+        if counts:
+            self._handed_over.append(counts)
+            self._news.set()
 
     def _own(self) -> None:
         while not self._stopping.wait(_BREATH_S):
             self._news.wait(TICK_S)
             self._news.clear()
             self._guarded(self._tick)
+        # The end is here and not in stop(), which the caller may interrupt.
+        try:
+            self._threads[0].join()
+            self._guarded(self._tick, final=True)
+            self._guarded(self._close)
+        finally:
+            self._ended_ns = time.time_ns()
+            self._stopped.set()
 
     def _tick(self, *, final: bool = False) -> None:
-        assert self._witnesses is not None
+        witnesses = self._witnesses
+        assert witnesses is not None
         # Counts first: the event of a sender is told before its packet is counted, so whatever was
         # counted until now has its event among those that are read next.
         counts = [
             count for _ in range(len(self._handed_over)) for count in self._handed_over.popleft()
         ]
         with self._lock:
+            self._guarded(witnesses.follow_clock)
             self._ledger.count(counts)
-            self._ledger.observe(self._witnesses.read_events())
+            self._guarded(witnesses.observe)
             self._ledger.settle(time.time_ns())
-            if final:
-                self._witnesses.look()
-            else:
-                self._witnesses.look_if_due()
-            self._ledger.settle(time.time_ns(), final=final)
+        asked = self._look_asked.is_set()
+        self._look_asked.clear()
+        # A look may take long: nobody who asks for a report waits for it.
+        scan: SocketScan | None = None
+        try:
+            scan = witnesses.scan() if final else witnesses.scan_if_due(asked=asked)
+        finally:
+            with self._lock:
+                if scan is not None:
+                    # Whoever took what was counted before the look has been told of before its end.
+                    self._guarded(witnesses.observe)
+                    witnesses.take(scan)
+                if scan is not None or final:
+                    self._ledger.settle(time.time_ns(), final=final)
+            if asked:
+                self._looked.set()
 
     def _guarded(self, step: Callable[P, None], *args: P.args, **kwargs: P.kwargs) -> None:
         try:

@@ -5,14 +5,18 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable
 
+from procnet.bpf.core import CoreOwners
+from procnet.bpf.events import boot_to_wall_ns
 from procnet.bpf.kprobe import KprobeOwners
 from procnet.ledger.ledger import Ledger
-from procnet.model import Feature, OwnerEvent, Process, ProcessId
+from procnet.model import Feature, Process, ProcessId, SocketScan
 from procnet.sockets.process import ProcessTable
-from procnet.sockets.procfs import ProcfsScanner
+from procnet.sockets.scanner import SocketScanner
 
 LOOK_EVERY_S = 1.0
 SOON_S = 0.1
+CLOCK_STEP_NS = 100_000_000
+"""More than a slewed clock moves between two ticks, or we wait between reading two clocks."""
 LOOK_SHARE = 0.1
 """Looks at the sockets take at most this share of the time, however many sockets there are."""
 
@@ -20,8 +24,8 @@ LOOK_SHARE = 0.1
 class Witnesses:
     """Feeds a ledger with what is known of owners. Used by one thread at a time.
 
-    ``owners`` is the rung: ``kprobe``, ``proc``, or empty for none. Raises ``UnsupportedError``,
-    ``LoadError`` or ``AccessError`` if it cannot be had.
+    ``owners`` is the rung: ``core``, ``kprobe``, ``sock_diag`` or ``proc``. Raises
+    ``UnsupportedError``, ``LoadError`` or ``AccessError`` if it cannot be had.
     """
 
     def __init__(self, owners: str, netns: int, ledger: Ledger) -> None:
@@ -30,50 +34,76 @@ class Witnesses:
         self.events_lost = 0
         self._netns = netns
         self._ledger = ledger
-        self._scanner = ProcfsScanner() if owners else None
+        self._scanner = SocketScanner(use_diag=owners != "proc")
         self._processes = ProcessTable()
-        self._kprobes = KprobeOwners.open() if owners == "kprobe" else None
+        self.events: CoreOwners | KprobeOwners | None = None
+        """The source that tells owners as it happens; None where they are only looked at."""
+        if owners == "core":
+            self.events = CoreOwners.open()
+        elif owners == "kprobe":
+            self.events = KprobeOwners.open()
         self._read_ns = time.time_ns()
+        ledger.owners.boot_ns = boot_to_wall_ns()
         self._soon_s = self._regular_s = 0.0
 
     @property
     def feature(self) -> Feature | None:
         """The rung as it turned out, with the hooks that did not attach; None for looking."""
-        return None if self._kprobes is None else self._kprobes.feature()
+        return None if self.events is None else self.events.feature()
 
-    def read_events(self) -> list[OwnerEvent]:
-        """What the kernel told since the last call; its processes are looked up at once."""
-        if self._kprobes is None:
-            return []
-        read_ns, events = time.time_ns(), self._kprobes.read()
+    def observe(self) -> None:
+        """Tells the ledger what the kernel told since the last call, and whether it told all."""
+        if self.events is None:
+            return
+        read_ns = time.time_ns()
+        # The hooks see every namespace; packets are captured in ours.
+        events = [event for event in self.events.read() if event.netns == self._netns]
         for event in events:
             if not event.kernel and self._processes.get(event.process) is None:
                 pid, start_time_ns = event.process
                 self._processes.remember(Process(pid, start_time_ns, event.name, uid=event.uid))
-        lost = self._kprobes.events_lost()
+        self._ledger.observe(events)
+        # After the events: those of the same batch are no surer than those before it.
+        lost = self.events.events_lost()
         if lost != self.events_lost:
             self.events_lost = lost
-            self._ledger.owners.lost(self._read_ns)
+            self._ledger.owners.lost(self._read_ns, time.time_ns())
         self._read_ns = read_ns
-        return events
 
-    def look_if_due(self) -> None:
-        """Looks at the sockets: regularly, and soon if bytes wait that no witness knows."""
-        now_s = time.monotonic()
-        due_s = self._soon_s if self._ledger.has_unknown else self._regular_s
-        if now_s >= due_s:
-            self.look()
+    def follow_clock(self) -> None:
+        """Tells the ledger if the wall clock was set: packets and events are stamped by it."""
+        boot_ns = boot_to_wall_ns()
+        step_ns = boot_ns - self._ledger.owners.boot_ns
+        if abs(step_ns) > CLOCK_STEP_NS:
+            self._ledger.set_clock(step_ns)
+            self._read_ns += step_ns
+        self._ledger.owners.boot_ns = boot_ns
 
-    def look(self) -> None:
-        """Looks at the sockets now, and at the processes that hold them for the first time."""
-        if self._scanner is None:
-            return
+    def scan_if_due(self, *, asked: bool = False) -> SocketScan | None:
+        """Looks at the sockets: regularly, and soon if asked or if bytes wait that nobody knows."""
+        soon = asked or self._ledger.has_unknown
+        due_s = self._soon_s if soon else self._regular_s
+        return self.scan() if time.monotonic() >= due_s else None
+
+    def scan(self) -> SocketScan:
+        """Looks at the sockets now; touches no ledger, and may take long."""
         started_s = time.monotonic()
-        scan = self._scanner.scan(self._netns)
-        self._ledger.owners.boot_ns = time.time_ns() - time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+        try:
+            return self._scanner.scan(self._netns)
+        finally:
+            # A look that failed is not made again at once either.
+            self._pause(started_s)
+
+    def take(self, scan: SocketScan) -> None:
+        """Tells the ledger of a look; reads the processes that it shows for the first time."""
+        if self.events is not None:
+            # Whoever used a socket was told of, however short it lived.
+            scan = scan._replace(forked=frozenset())
         self._remember_all(self._ledger.look(scan))
         self.vanished_processes += scan.vanished_processes
         self.denied_processes = scan.denied_processes
+
+    def _pause(self, started_s: float) -> None:
         ended_s = time.monotonic()
         pause_s = (ended_s - started_s) * (1 / LOOK_SHARE - 1)
         self._soon_s = ended_s + max(SOON_S, pause_s)
@@ -85,8 +115,8 @@ class Witnesses:
 
     def close(self) -> None:
         """Detaches the hooks; what is known of processes stays."""
-        if self._kprobes is not None:
-            self._kprobes.close()
+        if self.events is not None:
+            self.events.close()
 
     def _remember_all(self, processes: Iterable[ProcessId]) -> None:
         # Now, while they live: when they are reported they may be gone.

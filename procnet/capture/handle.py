@@ -34,7 +34,7 @@ PacketCallback = Callable[[float, bytes], object]
 
 SNAPLEN_BYTES = 256
 """Room for two VLAN tags, IPv4 or IPv6 with a few extension headers, and TCP with all options."""
-TIMEOUT_MS = 10
+TIMEOUT_MS = 50
 """How long the kernel may hold back a block that is not full. 0 would be for ever (TPACKET_V3)."""
 BUFFER_BYTES = 32 << 20
 

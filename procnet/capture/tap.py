@@ -8,7 +8,7 @@ import time
 from collections.abc import Sequence
 
 from procnet.capture.counter import Counter
-from procnet.capture.handle import LiveHandle
+from procnet.capture.handle import TIMEOUT_MS, LiveHandle
 from procnet.capture.interfaces import (
     Interface,
     InterfaceWatch,
@@ -38,11 +38,14 @@ class Tap:
     """Reads packets from a set of interfaces and counts them. Used by one thread only.
 
     ``names`` are the interfaces to read, or None for those that carry this host's own addresses,
-    whichever they are at the time. Raises ``CaptureError`` for one that does not exist, and
+    whichever they are at the time. ``timeout_ms`` is how long the kernel may hold packets back.
+    Raises ``CaptureError`` for one that does not exist, and
     ``AccessError`` where the privilege is missing.
     """
 
-    def __init__(self, names: Sequence[str] | None, netns: int) -> None:
+    def __init__(
+        self, names: Sequence[str] | None, netns: int, *, timeout_ms: int = TIMEOUT_MS
+    ) -> None:
         self.interruptions = 0
         """Times that the capture of an interface ended and had to be opened anew."""
         self.dropped_packets = 0
@@ -51,6 +54,7 @@ class Tap:
         """The names of the interfaces that are being read now."""
         self._names = None if names is None else tuple(dict.fromkeys(names))
         self._netns = netns
+        self._timeout_ms = timeout_ms
         self._listening: dict[str, _Listening] = {}
         self._left: list[FlowCount] = []
         self._dropped_before_packets = 0
@@ -114,7 +118,7 @@ class Tap:
         return {i.name: i for i in list_interfaces() if i.name in self._names}
 
     def _open(self, interface: Interface) -> None:
-        handle = LiveHandle(interface.name)
+        handle = LiveHandle(interface.name, timeout_ms=self._timeout_ms)
         counter = Counter(
             interface.name,
             handle.link_type,

@@ -74,10 +74,11 @@ def frame_as_text(report: Report, *, max_rows: int = 30, width: int = 100) -> st
         f"procnet  {report.duration_s:.1f} s  counting: {report.features.counting}"
         f"  owners: {report.features.owners}"
     )
-    lines = [title, *_table(head, rows, left=(1, 2)), *_loss_lines(report)]
+    lines = [title, *_table(head, rows, left=(1, 2))]
     hidden = len(report.processes) - max_rows
     if hidden > 0:
-        lines.insert(-1, f"… and {hidden} processes more")
+        lines.append(f"… and {hidden} processes more")
+    lines += _loss_lines(report)
     return "\n".join(line[:width] for line in lines) + "\n"
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.privileged.lab import TOP, Namespace
+from tests.privileged.reporting import assert_conserved
 from tests.privileged.test_report import ready_pair, transfer
 
 NOBODY = 65534
@@ -74,10 +75,10 @@ def test_without_privilege_doctor_and_sockets_still_answer() -> None:
     assert json.loads(sockets.stdout)["denied_processes"] > 0
 
 
-@pytest.mark.parametrize("rung", ["core"])
-def test_a_forced_rung_that_cannot_be_had_is_an_error(rung: str) -> None:
-    done = procnet("report", "--kernel", rung, "--interface", "lo", "--duration", "1")
-    assert_one_clear_line(done, 1, f"--kernel {rung}", "cannot be had here")
+@pytest.mark.parametrize("engine", ["kernel", "socket"])
+def test_a_forced_engine_that_cannot_be_had_is_an_error(engine: str) -> None:
+    done = procnet("report", "--counting", engine, "--interface", "lo", "--duration", "1")
+    assert_one_clear_line(done, 1, f"--counting {engine}", "cannot be had here")
 
 
 def test_a_forced_kprobe_rung_without_kprobes_says_what_is_missing() -> None:
@@ -107,6 +108,7 @@ def test_a_truncated_capture_says_so_after_what_it_has(tmp_path: Path) -> None:
     done = procnet("report", "--read", str(path), "--format", "json")
     assert_one_clear_line(done, 1, "short.pcap", "cut short")
     report = json.loads(done.stdout)
+    assert_conserved(report)
     assert report["totals"]["sent"]["packets"] + report["totals"]["received"]["packets"] > 0
 
 

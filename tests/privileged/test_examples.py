@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.privileged.lab import TOP, Namespace
+from tests.privileged.reporting import assert_conserved
 from tests.privileged.test_report import ready_pair, transfer
 
 EXAMPLES = sorted((TOP / "examples").glob("*.py"))
@@ -45,7 +46,10 @@ def test_who(loopback: Namespace) -> None:
 
 def test_json_dump(loopback: Namespace) -> None:
     lines = finish(start(loopback, "json_dump.py", "2")).splitlines()
-    assert [json.loads(line)["schema"] for line in lines] == ["procnet.report/1"] * 2
+    reports = [json.loads(line) for line in lines]
+    assert [report["schema"] for report in reports] == ["procnet.report/1"] * 2
+    for report in reports:
+        assert_conserved(report)
 
 
 def test_connections(loopback: Namespace) -> None:

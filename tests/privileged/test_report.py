@@ -13,6 +13,7 @@ from tests.privileged.lab import Lab, Namespace, wait_until
 from tests.privileged.namespace import Traffic
 from tests.privileged.reporting import (
     Reporter,
+    assert_conserved,
     flows,
     owners,
     payload,
@@ -216,6 +217,7 @@ def test_report_of_a_file_counts_what_tcpdump_wrote(loopback: Namespace, tmp_pat
         capture_output=True, text=True, check=True,
     )  # fmt: skip
     report = json.loads(done.stdout)
+    assert_conserved(report)
     (row,) = flows(report, protocol="udp", local_port=client.port)
     assert payload([row]) == (DATAGRAM_BYTES, 997)
     assert row["reason"] == "NO_SOCKET"

@@ -1,0 +1,27 @@
+"""Shared, passed and reused sockets: told, all is named; looked at, nobody is named wrongly."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.privileged.lab import Namespace
+from tests.privileged.reporting import Reporter
+from tests.privileged.truth import SCENARIOS, perform, share
+
+
+@pytest.mark.parametrize("scenario", SCENARIOS)
+def test_the_kernel_names_every_user(loopback: Namespace, scenario: str) -> None:
+    reporter = Reporter(loopback, "--interface", "lo", "--kernel", "core")
+    truth = perform(loopback, scenario)
+    found = share(reporter.finish(), truth)
+    print(found)
+    assert (found.wrong, found.unnamed, found.uncounted) == (0, 0, 0)
+
+
+@pytest.mark.parametrize("scenario", SCENARIOS)
+def test_looking_names_nobody_wrongly(loopback: Namespace, scenario: str) -> None:
+    reporter = Reporter(loopback, "--interface", "lo", "--kernel", "off")
+    truth = perform(loopback, scenario)
+    found = share(reporter.finish(), truth)
+    print(found)
+    assert (found.wrong, found.uncounted) == (0, 0)

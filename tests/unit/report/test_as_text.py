@@ -1,0 +1,29 @@
+"""The frames of ``procnet top``."""
+
+from procnet.model import Features, Loss, Process, Traffic
+from procnet.report.as_text import frame_as_text
+from procnet.report.report import NOTHING, Both, ProcessRow, Report
+
+
+def report_of(number: int, loss: Loss) -> Report:
+    rows = tuple(
+        ProcessRow(Process(1000 + pid, 0, f"worker-{pid}"), Traffic(1, 131, 103), Traffic())
+        for pid in range(number)
+    )
+    return Report(
+        0, 10**9, rows, (), Both(Traffic(number), Traffic()), NOTHING, NOTHING, {}, loss,
+        Features("python", "proc"),
+    )  # fmt: skip
+
+
+def test_what_does_not_fit_is_counted_after_the_total() -> None:
+    for loss in (Loss(), Loss(events_lost=7)):
+        lines = frame_as_text(report_of(7, loss), max_rows=5).splitlines()
+        total = next(number for number, line in enumerate(lines) if "total" in line)
+        assert lines[total + 1] == "… and 2 processes more"
+
+
+def test_no_line_is_wider_than_the_terminal() -> None:
+    for width in (1, 7, 23):
+        frame = frame_as_text(report_of(3, Loss(events_lost=7)), width=width)
+        assert max(map(len, frame.splitlines())) == width
