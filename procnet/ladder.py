@@ -17,11 +17,13 @@ COUNTING_CHOICES = ("auto", "kernel", "socket", "python")
 _NOT_BUILT = "this version of procnet does not have it yet"
 # Who says who, the best first. Looking always remains: a user without privilege still sees the
 # sockets of his own processes, and the rest are counted.
-_OWNERS: tuple[tuple[str, Callable[[], Feature]], ...] = (
-    ("core", core.probe),
-    ("kprobe", kprobe.probe),
-    ("sock_diag", diag.probe_diag),
-    ("proc", procfs.probe),
+# For each rung: a probe that does it, for the doctor, and what can be told by looking, for those
+# who are about to do it anyway.
+_OWNERS: tuple[tuple[str, Callable[[], Feature], Callable[[], Feature]], ...] = (
+    ("core", core.probe, core.promise),
+    ("kprobe", kprobe.probe, kprobe.promise),
+    ("sock_diag", diag.probe_diag, diag.probe_diag),
+    ("proc", procfs.probe, procfs.probe),
 )
 _LOOKING = ("sock_diag", "proc")
 
@@ -42,7 +44,7 @@ def survey(kernel: str, counting: str) -> Features:
 
 
 def choose(kernel: str, counting: str) -> Features:
-    """The rung that will be used; those below it are not tried.
+    """The best rung that nothing speaks against; those below it are not looked at.
 
     Raises ``UnsupportedError`` if a forced one cannot be had.
     """
@@ -50,11 +52,11 @@ def choose(kernel: str, counting: str) -> Features:
 
 
 def step_down(features: Features, why: str) -> Features:
-    """The next rung below the one in use, which said yes and then could not be had."""
+    """The next rung below the one that was to be used and could not be had."""
     result = replaced(features, no(_feature_name(features.owners), why))
-    names = [name for name, _ in _OWNERS]
-    for name, probe in _OWNERS[names.index(features.owners) + 1 :]:
-        feature = probe()
+    names = [name for name, _, _ in _OWNERS]
+    for name, _, promise in _OWNERS[names.index(features.owners) + 1 :]:
+        feature = promise()
         result = replaced(result, feature)
         if feature.support is not Support.NO:
             return Features(result.counting, name, result.rungs)
@@ -73,12 +75,15 @@ def _features(kernel: str, counting: str, *, every: bool) -> Features:
     if counting in not_built:
         _refuse(f"--counting {counting}", not_built[counting])
     python = handle.probe()
-    names = {"auto": tuple(name for name, _ in _OWNERS), "off": _LOOKING}.get(kernel, (kernel,))
+    names = {"auto": tuple(name for name, _, _ in _OWNERS), "off": _LOOKING}.get(kernel, (kernel,))
     owners = ""
     tried = []
-    for name, probe in _OWNERS:
+    for name, probe, promise in _OWNERS:
         wanted = name in names and not owners
-        feature = probe() if every or wanted else unknown(_feature_name(name), "was not tried")
+        if every:
+            feature = probe()
+        else:
+            feature = promise() if wanted else unknown(_feature_name(name), "was not tried")
         tried.append(feature)
         if wanted and feature.support is not Support.NO:
             owners = name

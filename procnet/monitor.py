@@ -151,6 +151,8 @@ class Monitor:
         """
         self._stopping.set()
         self._news.set()
+        if self._tap is not None:
+            self._tap.wake()
         # Waiting for a thread that waits for what the interrupted caller holds would be forever.
         if threading.get_ident() not in self._asking:
             for thread in self._threads:

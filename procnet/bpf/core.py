@@ -243,6 +243,14 @@ def probe(host: Host | None = None, image: Path = OBJECT) -> Feature:
     return features.no(_NAME, obstacle.reason, obstacle.remedy)
 
 
+def promise(host: Host | None = None, image: Path = OBJECT) -> Feature:
+    """The same by looking alone, in a millisecond: no, or worth a try."""
+    obstacle = find_obstacle(host or Host(), image)
+    if obstacle is None:
+        return features.unknown(_NAME, "nothing speaks against it")
+    return features.no(_NAME, obstacle.reason, obstacle.remedy)
+
+
 def _feature(choice: Choice) -> Feature:
     reason = f"{len(choice.hooks)} hooks attached"
     if choice.missing:

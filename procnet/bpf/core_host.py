@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 
 from procnet.bpf import cgroup
-from procnet.bpf.host import Host, Obstacle, _capabilities, _check_namespaces
+from procnet.bpf.host import Host, Obstacle, capabilities, check_namespaces
 from procnet.errors import AccessError, LoadError, UnsupportedError
 
 OBJECT = Path(__file__).with_name("owners.bpf.o")
@@ -39,7 +39,7 @@ def find_obstacle(host: Host, image: Path = OBJECT) -> Obstacle | None:
             f"the kernel has no BTF: {_btf(host)} does not exist",
             "needs a kernel with CONFIG_DEBUG_INFO_BTF",
         )
-    return _check_capabilities(host) or _check_namespaces(host) or _check_cgroup(host)
+    return _check_capabilities(host) or check_namespaces(host) or _check_cgroup(host)
 
 
 def known_names(host: Host) -> bytes:
@@ -49,7 +49,7 @@ def known_names(host: Host) -> bytes:
 
 def refusal(error: LoadError, host: Host) -> Obstacle:
     """What to make of a kernel that has said no."""
-    if is_permission(error) and not _capabilities(host) & _CAP_SYS_ADMIN:
+    if is_permission(error) and not capabilities(host) & _CAP_SYS_ADMIN:
         remedy = "give it CAP_SYS_ADMIN too, or see whether kernel.lockdown allows BPF"
         return Obstacle(str(error), remedy, AccessError)
     return Obstacle(str(error), "the kernel says why; a newer one may take it", LoadError)
@@ -71,7 +71,7 @@ def _btf(host: Host) -> Path:
 
 
 def _check_capabilities(host: Host) -> Obstacle | None:
-    held = _capabilities(host)
+    held = capabilities(host)
     needed = _CAP_BPF | _CAP_PERFMON | _CAP_NET_ADMIN
     if held & _CAP_SYS_ADMIN or held & needed == needed:
         return None

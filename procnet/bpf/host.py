@@ -50,7 +50,7 @@ class Obstacle(NamedTuple):
 def find_obstacle(host: Host) -> Obstacle | None:
     """The first thing that this host lacks, by looking; a fraction of a millisecond."""
     checks: Iterable[Callable[[Host], Obstacle | None]] = (
-        _check_kprobes, _check_namespaces, _check_capabilities, _check_headers,
+        _check_kprobes, check_namespaces, _check_capabilities, _check_headers,
     )  # fmt: skip
     return next((obstacle for check in checks if (obstacle := check(host))), None)
 
@@ -69,7 +69,7 @@ def _check_kprobes(host: Host) -> Obstacle | None:
     return None
 
 
-def _check_namespaces(host: Host) -> Obstacle | None:
+def check_namespaces(host: Host) -> Obstacle | None:
     for kind, initial in _INITIAL_NAMESPACES.items():
         try:
             inode = os.stat(host.proc_root / "self/ns" / kind).st_ino
@@ -88,7 +88,7 @@ def perf_obstacle(host: Host) -> Obstacle | None:
     """What may be in the way when the kernel has refused a probe. (Not asked in advance: some
     kernels of that distribution do not refuse it.)"""
     level = _text(host.proc_root / "sys/kernel/perf_event_paranoid").strip()
-    if not level.isdigit() or int(level) < 3 or _capabilities(host) & _CAP_SYS_ADMIN:
+    if not level.isdigit() or int(level) < 3 or capabilities(host) & _CAP_SYS_ADMIN:
         return None
     return Obstacle(
         f"kernel.perf_event_paranoid is {level}: Debian and Ubuntu have patched their kernels to"
@@ -98,13 +98,13 @@ def perf_obstacle(host: Host) -> Obstacle | None:
     )
 
 
-def _capabilities(host: Host) -> int:
+def capabilities(host: Host) -> int:
     match = re.search(r"^CapEff:\s*([0-9a-f]+)", _text(host.proc_root / "self/status"), re.M)
     return int(match[1], 16) if match else 0
 
 
 def _check_capabilities(host: Host) -> Obstacle | None:
-    held = _capabilities(host)
+    held = capabilities(host)
     if held & _CAP_SYS_ADMIN or (held & _CAP_BPF and held & _CAP_PERFMON):
         return None
     return Obstacle(

@@ -27,6 +27,14 @@ def probe(host: Host | None = None) -> Feature:
     return features.yes(_NAME, "kprobes, the headers of this kernel and bcc are here")
 
 
+def promise(host: Host | None = None) -> Feature:
+    """The same by looking alone, without a compiler: no, or worth a try."""
+    obstacle = find_obstacle(host or Host())
+    if obstacle is None:
+        return features.unknown(_NAME, "nothing speaks against it")
+    return features.no(_NAME, obstacle.reason, obstacle.remedy)
+
+
 class KprobeOwners:
     """Who uses which socket, told by kprobes. Any thread may read or close it."""
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import os
 import select
+import threading
 import time
 from collections.abc import Sequence
 
@@ -35,7 +38,7 @@ class _Listening:
 
 
 class Tap:
-    """Reads packets from a set of interfaces and counts them. Used by one thread only.
+    """Reads packets from a set of interfaces and counts them. Used by one thread, but for ``wake()``.
 
     ``names`` are the interfaces to read, or None for those that carry this host's own addresses,
     whichever they are at the time. ``timeout_ms`` is how long the kernel may hold packets back.
@@ -60,8 +63,11 @@ class Tap:
         self._dropped_before_packets = 0
         self._lost: set[str] = set()
         self._tried_s = time.monotonic()
+        self._wake_lock = threading.RLock()
+        self._wakeup = -1
         self._watch = InterfaceWatch()
         try:
+            self._wakeup = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
             wanted = self._wanted()
             missing = [name for name in self._names or () if name not in wanted]
             if missing:
@@ -83,7 +89,10 @@ class Tap:
         for entry in self._listening.values():
             poller.register(entry.handle.fileno(), select.POLLIN)
         poller.register(self._watch.fileno(), select.POLLIN)
+        poller.register(self._wakeup, select.POLLIN)
         poller.poll(timeout_s * 1000)
+        with contextlib.suppress(BlockingIOError):
+            os.eventfd_read(self._wakeup)
         for entry in list(self._listening.values()):
             self._read(entry)
         retry = self._lost and time.monotonic() - self._tried_s > REOPEN_EVERY_S
@@ -106,8 +115,18 @@ class Tap:
         )
         return counts
 
+    def wake(self) -> None:
+        """Ends a ``wait()`` in another thread, now or the next one. Any thread may call it."""
+        with self._wake_lock:
+            if self._wakeup >= 0:
+                os.eventfd_write(self._wakeup, 1)
+
     def close(self) -> None:
-        """Gives everything back; what was counted can still be drained."""
+        """Gives everything back; what was counted can still be drained. Idempotent."""
+        with self._wake_lock:
+            if self._wakeup >= 0:
+                os.close(self._wakeup)
+                self._wakeup = -1
         for entry in list(self._listening.values()):
             self._stop(entry)
         self._watch.close()

@@ -199,9 +199,10 @@ def start_where_kprobes_break(kernel: str) -> tuple[str, list[str], str]:
     def refuse() -> None:
         raise procnet.LoadError("the verifier refused it")
 
+    core, kprobes = no("core owners", "no BTF"), yes("kprobe owners", "so the probe says")
     ladder._OWNERS = (
-        ("core", lambda: no("core owners", "no BTF")),
-        ("kprobe", lambda: yes("kprobe owners", "so the probe says")),
+        ("core", lambda: core, lambda: core),
+        ("kprobe", lambda: kprobes, lambda: kprobes),
         *ladder._OWNERS[2:],
     )
     witnesses.KprobeOwners.open = refuse  # type: ignore[method-assign,assignment]
