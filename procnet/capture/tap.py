@@ -38,7 +38,7 @@ class _Listening:
 
 
 class Tap:
-    """Reads packets from a set of interfaces and counts them. Used by one thread, but for ``wake()``.
+    """Reads packets from a set of interfaces and counts them. For one thread, but ``wake()``.
 
     ``names`` are the interfaces to read, or None for those that carry this host's own addresses,
     whichever they are at the time. ``timeout_ms`` is how long the kernel may hold packets back.

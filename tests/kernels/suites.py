@@ -1,0 +1,40 @@
+"""Runs test suites inside a virtual machine, and makes sure that all of it ran."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+import xml.etree.ElementTree as xml
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+
+from tests.kernels.vm import run_in_vm
+
+TIMEOUT_S = 900.0
+
+
+def run_suites(pattern: str, remedy: str, suites: Mapping[str, int], directory: Path) -> None:
+    """Boots the newest /boot/``pattern`` and runs ``suites`` (selection: how many tests) there.
+
+    Fails if there is no such kernel (``remedy`` says how to get it), if a test failed or was
+    skipped, and if there were fewer or more than promised. ``directory`` is shared with the guest.
+    """
+    images = sorted(Path("/boot").glob(pattern))
+    if not images:
+        pytest.fail(f"no /boot/{pattern}; on Debian 12: {remedy}", pytrace=False)
+    report = directory / "guest.xml"
+    pytest_call = f"{shlex.quote(sys.executable)} -m pytest -p no:cacheprovider -s"
+    result = run_in_vm(
+        images[-1],
+        f"{pytest_call} --junit-xml={shlex.quote(str(report))} {shlex.join(suites)}",
+        timeout_s=TIMEOUT_S,
+        share=directory,
+    )
+    said = f"{result.output[-20_000:]}\n--- console ---\n{result.console[-2_000:]}"
+    print(said)
+    assert result.exit_status == 0, said
+    counts = xml.parse(report).getroot()[0].attrib
+    found = {name: int(counts[name]) for name in ("tests", "errors", "failures", "skipped")}
+    assert found == {"tests": sum(suites.values()), "errors": 0, "failures": 0, "skipped": 0}, said
