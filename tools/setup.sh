@@ -15,6 +15,7 @@ level=${1:?"usage: tools/setup.sh run|test|vm|pcap-ct"}
 
 # BCC compiles against the headers of the running kernel, which not every kernel's maker packages.
 headers=linux-headers-$(uname -r)
+second_kernel='/boot/vmlinuz-6.12.*+deb12-amd64'
 
 case $(uname -m) in
     x86_64) architecture=amd64 emulator=qemu-system-x86 ;;
@@ -86,16 +87,28 @@ install_packages() {
     for package in "${packages[@]}"; do
         is_installed "$package" || missing+=("$package")
     done
+    # Debian 12 packages a second kernel, under a name of its own for each version.
+    local want_second=
+    if [ "$level" = vm ] && [ "$kernel" = amd64 ] && ! compgen -G "$second_kernel" >/dev/null; then
+        want_second=yes
+    fi
     local want_headers=
     if ! is_installed "$headers" && [ ! -e "/lib/modules/$(uname -r)/build" ] &&
         [ "$(cat .venv/.procnet-sought 2>/dev/null)" != "$headers" ]; then
         want_headers=yes
     fi
-    if [ ${#missing[@]} = 0 ] && [ -z "$want_headers" ]; then
+    if [ ${#missing[@]} = 0 ] && [ -z "$want_headers$want_second" ]; then
         return
     fi
     say "fetching the lists of packages"
     apt update
+    if [ -n "$want_second" ]; then
+        local newest
+        newest=$(apt-cache search --names-only '^linux-image-6\.12\.[0-9]+\+deb12-amd64$' |
+            cut -d ' ' -f 1 | sort -V | tail -n 1)
+        [ -n "$newest" ] || fail "no package linux-image-6.12.*+deb12-amd64 for the virtual machine"
+        missing+=("$newest")
+    fi
     if [ -n "$want_headers" ]; then
         if apt-cache show "$headers" >/dev/null 2>&1; then
             missing+=("$headers")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import struct
-import threading
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -13,12 +12,12 @@ from typing import TYPE_CHECKING, NamedTuple
 from procnet import features
 from procnet.bpf import cgroup, layout
 from procnet.bpf.core_host import OBJECT, failed_program, find_obstacle, known_names, refusal
-from procnet.bpf.events import decode_events
 from procnet.bpf.host import Host, Obstacle
 from procnet.bpf.ring import Counter, Ring
 from procnet.bpf.snapshot import OPEN_SOCKET, decode_snapshot
+from procnet.bpf.telling import Telling
 from procnet.errors import LayoutError, LoadError
-from procnet.model import Feature, OwnerEvent, SocketScan
+from procnet.model import Feature, SocketScan
 
 if TYPE_CHECKING:
     from procnet.bpf.libbpf import BpfObject
@@ -259,7 +258,7 @@ def _feature(choice: Choice) -> Feature:
     return features.yes(_NAME, reason)
 
 
-class CoreOwners:
+class CoreOwners(Telling):
     """Who uses which socket, told as it happens. Any thread may read or close it."""
 
     def __init__(
@@ -270,13 +269,7 @@ class CoreOwners:
         self.hooks: tuple[str, ...] = tuple(hook.name for hook in loaded.choice.hooks)
         self._choice = loaded.choice
         self._bpf = loaded.bpf
-        self._ring = ring
-        self._lost = lost
-        self._descriptor = descriptor
-        self._held = held
-        self._lock = threading.Lock()
-        self._unknown_records = 0
-        self._final_loss: int | None = None
+        super().__init__(ring, lost, descriptor, held)
 
     @classmethod
     def open(
@@ -318,23 +311,6 @@ class CoreOwners:
         """What it is, with what is missing of it."""
         return _feature(self._choice)
 
-    def fileno(self) -> int:
-        """For select and poll: readable when there are events to read. -1 when closed."""
-        with self._lock:
-            return -1 if self._final_loss is not None else self._descriptor
-
-    def read(self) -> list[OwnerEvent]:
-        """What has happened since the last call, oldest first; never waits, empty when closed.
-
-        Raises LayoutError if the kernel's records are not ours.
-        """
-        with self._lock:
-            if self._final_loss is not None:
-                return []
-            events, unknown = decode_events(self._ring.read())
-            self._unknown_records += unknown
-            return events
-
     def snapshot(self, netns: int | None = None) -> SocketScan:
         """Every socket that a process has open now, with all of them: a look, by the kernel itself.
 
@@ -345,21 +321,6 @@ class CoreOwners:
             closed = self._final_loss is not None
             rows = b"" if closed else self._bpf.run_iterator(_ITERATOR)
         return decode_snapshot(rows, started_ns, netns)
-
-    def events_lost(self) -> int:
-        """Events that found the ring full, or that could not be understood; only grows."""
-        with self._lock:
-            if self._final_loss is not None:
-                return self._final_loss
-            return self._lost.read() + self._unknown_records
-
-    def close(self) -> None:
-        """Detach and give everything back. May be called again."""
-        with self._lock:
-            if self._final_loss is not None:
-                return
-            self._final_loss = self._lost.read() + self._unknown_records
-            self._held.close()
 
 
 def _as_error(obstacle: Obstacle) -> Exception:

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import os
-import threading
 
 from procnet import features
 from procnet.bpf.child import Answer, ask, obstacle_in
-from procnet.bpf.events import decode_events
 from procnet.bpf.host import Host, Obstacle, find_obstacle
 from procnet.bpf.ring import Counter, Ring
 from procnet.bpf.source import source_directory
+from procnet.bpf.telling import Telling
 from procnet.errors import LoadError
-from procnet.model import Feature, OwnerEvent
+from procnet.model import Feature
 
 _NAME = "kprobe owners"
 
@@ -35,8 +34,12 @@ def promise(host: Host | None = None) -> Feature:
     return features.no(_NAME, obstacle.reason, obstacle.remedy)
 
 
-class KprobeOwners:
-    """Who uses which socket, told by kprobes. Any thread may read or close it."""
+class KprobeOwners(Telling):
+    """Who uses which socket, told by kprobes. Any thread may read or close it.
+
+    The last descriptor of a kprobe event takes the probe and its program with it. (A child that was
+    forked and has executed nothing since has one too, until it ends.)
+    """
 
     def __init__(
         self, answer: Answer, ring: Ring, lost: Counter, held: contextlib.ExitStack
@@ -44,13 +47,7 @@ class KprobeOwners:
         """Use open()."""
         self.hooks: tuple[str, ...] = tuple(answer.message["hooks"])
         self._why_missing: dict[str, str] = answer.message["missing"]
-        self._descriptor = answer.descriptors[0]
-        self._ring = ring
-        self._lost = lost
-        self._held = held
-        self._lock = threading.Lock()
-        self._unknown_records = 0
-        self._final_loss: int | None = None
+        super().__init__(ring, lost, answer.descriptors[0], held)
 
     @classmethod
     def open(cls, host: Host | None = None) -> KprobeOwners:
@@ -90,40 +87,6 @@ class KprobeOwners:
             missing = ", ".join(f"{hook} ({why})" for hook, why in self._why_missing.items())
             reason += f"; without {missing}"
         return features.yes(_NAME, reason)
-
-    def fileno(self) -> int:
-        """For select and poll: readable when there are events to read. -1 when closed."""
-        with self._lock:
-            return -1 if self._final_loss is not None else self._descriptor
-
-    def read(self) -> list[OwnerEvent]:
-        """What has happened since the last call, oldest first; never waits, empty when closed.
-
-        Raises LayoutError if the kernel's records are not ours.
-        """
-        with self._lock:
-            if self._final_loss is not None:
-                return []
-            events, unknown = decode_events(self._ring.read())
-            self._unknown_records += unknown
-            return events
-
-    def events_lost(self) -> int:
-        """Events that found the ring full, or that could not be understood; only grows."""
-        with self._lock:
-            if self._final_loss is not None:
-                return self._final_loss
-            return self._lost.read() + self._unknown_records
-
-    def close(self) -> None:
-        """Detach and give everything back. May be called again."""
-        with self._lock:
-            if self._final_loss is not None:
-                return
-            self._final_loss = self._lost.read() + self._unknown_records
-            # The last descriptor of a kprobe event takes the probe and its program with it. (A
-            # child that was forked and has executed nothing since has one too, until it ends.)
-            self._held.close()
 
 
 def _close_all(descriptors: list[int]) -> None:

@@ -15,7 +15,13 @@ from tests.kernels.vm import run_in_vm
 TIMEOUT_S = 900.0
 
 
-def run_suites(pattern: str, remedy: str, suites: Mapping[str, int], directory: Path) -> None:
+def run_suites(
+    pattern: str,
+    remedy: str,
+    suites: Mapping[str, int],
+    directory: Path,
+    environment: Mapping[str, str] | None = None,
+) -> None:
     """Boots the newest /boot/``pattern`` and runs ``suites`` (selection: how many tests) there.
 
     Fails if there is no such kernel (``remedy`` says how to get it), if a test failed or was
@@ -25,7 +31,10 @@ def run_suites(pattern: str, remedy: str, suites: Mapping[str, int], directory: 
     if not images:
         pytest.fail(f"no /boot/{pattern}; on Debian 12: {remedy}", pytrace=False)
     report = directory / "guest.xml"
-    pytest_call = f"{shlex.quote(sys.executable)} -m pytest -p no:cacheprovider -s"
+    settings = [f"{name}={value}" for name, value in (environment or {}).items()]
+    pytest_call = shlex.join(
+        ["env", *settings, sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-s"]
+    )
     result = run_in_vm(
         images[-1],
         f"{pytest_call} --junit-xml={shlex.quote(str(report))} {shlex.join(suites)}",
