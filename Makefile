@@ -45,8 +45,9 @@ test-pcap-ct: ready-pcap-ct  ## units and captures on a newer Python, with pcap-
 	$(SUDO) .venv-pcap-ct/bin/python $(PYTEST) -m 'not vm' --junit-xml=$(JUNIT)/pcap-ct.xml \
 		tests/unit tests/privileged/test_capture.py tests/privileged/test_report.py
 
-bench: ready-test  ## measure: each file of benchmarks/ answers one question
-	@for each in benchmarks/*.py; do echo "== $$each"; $(SUDO) $(PYTHON) $$each || exit; done
+bench: ready-test  ## measure: each file of benchmarks/ answers one question, out of the network
+	@for each in benchmarks/*.py; do \
+		echo "== $$each"; $(SUDO) unshare --net $(PYTHON) $$each || exit; done
 
 clean:  ## remove what was built, the virtual environments too
 	rm -rf build dist *.egg-info .venv .venv-pcap-ct .mypy_cache .ruff_cache .pytest_cache .hypothesis
