@@ -38,14 +38,8 @@ class Account(NamedTuple):
 class Ledger:
     """Takes counts, events and looks; gives accounts. Not thread-safe: the monitor holds a lock."""
 
-    def __init__(
-        self,
-        owners: OwnerTable | None = None,
-        *,
-        max_flows: int = MAX_FLOWS,
-        max_waiting: int = MAX_WAITING,
-    ) -> None:
-        self.owners = OwnerTable() if owners is None else owners
+    def __init__(self, *, max_flows: int = MAX_FLOWS, max_waiting: int = MAX_WAITING) -> None:
+        self.owners = OwnerTable()
         self._generations = Generations()
         self._max_flows = max_flows
         self._max_waiting = max_waiting

@@ -69,7 +69,7 @@ def decide(
     count: FlowCount,
     generation: tuple[int, int],
     *,
-    looked: bool = False,
+    looked: bool,
     last_word: bool,
 ) -> Verdict:
     """Whose the run is; ``SEEN`` or ``UNSEEN`` to wait, but never if it is the ``last_word``.
@@ -92,7 +92,7 @@ def _decide(
     count: FlowCount,
     generation: tuple[int, int],
     *,
-    looked: bool = False,
+    looked: bool,
     last_word: bool,
 ) -> Verdict:
     key = count.key
