@@ -37,8 +37,33 @@ struct inode {
 	unsigned long i_ino;
 };
 
+struct qstr {
+	const unsigned char *name;
+};
+
+struct dentry {
+	struct dentry *d_parent;
+	struct qstr d_name;
+};
+
+struct vfsmount {
+	struct dentry *mnt_root;
+};
+
+struct mount { /* fs/mount.h */
+	struct mount *mnt_parent;
+	struct dentry *mnt_mountpoint;
+	struct vfsmount mnt;
+};
+
+struct path {
+	struct vfsmount *mnt;
+	struct dentry *dentry;
+};
+
 struct file {
 	struct inode *f_inode;
+	struct path f_path;
 };
 
 struct fdtable {
@@ -71,6 +96,12 @@ struct cred {
 
 struct kernfs_node {
 	__u64 id;
+	const char *name;
+	struct kernfs_node *parent;
+};
+
+struct kernfs_node___6_15 { /* 633488947ef6 */
+	struct kernfs_node *__parent;
 };
 
 struct cgroup {
@@ -81,11 +112,19 @@ struct css_set {
 	struct cgroup *dfl_cgrp;
 };
 
+struct mm_struct {
+	struct file *exe_file;
+	unsigned long arg_start;
+	unsigned long arg_end;
+};
+
 struct task_struct {
 	unsigned int flags;
 	unsigned int pid; /* pid_t, and never negative here */
 	unsigned int tgid;
 	struct task_struct *group_leader;
+	struct task_struct *real_parent;
+	struct mm_struct *mm;
 	__u64 start_boottime;
 	const struct cred *cred;
 	char comm[16];
@@ -137,7 +176,9 @@ struct udp_sock {
 	struct sk_buff_head reader_queue; /* 4.13, 2276f58ac589 */
 };
 
-struct tcp_sock;
+struct tcp_sock {
+	__u32 write_seq;
+};
 
 typedef struct {
 	int counter;
@@ -148,8 +189,13 @@ typedef struct refcount_struct {
 } refcount_t;
 
 struct sk_buff {
+	struct sock *sk;
 	refcount_t users;
 	unsigned char *head;
+	unsigned char *data;
+	unsigned int len;
+	unsigned int data_len;
+	__be16 protocol;
 	__u16 network_header;
 	__u16 transport_header;
 };

@@ -12,6 +12,8 @@
 #include <linux/in6.h>
 #include <linux/ip.h>
 #include <linux/ipv6.h>
+#include <linux/kernfs.h>
+#include <linux/mount.h>
 #include <linux/nsproxy.h>
 #include <linux/sched.h>
 #include <linux/skbuff.h>
@@ -21,11 +23,42 @@
 #include <net/net_namespace.h>
 #include <net/sock.h>
 
+#include <linux/version.h>
+
 #include "procnet.h"
 
-/* 4 MiB of events of 120 bytes: 34,000 of them between two reads. */
+/* The beginning of what fs/mount.h has, which no package of headers has; the same since 3.13. */
+struct mount {
+	struct hlist_node mnt_hash;
+	struct mount *mnt_parent;
+	struct dentry *mnt_mountpoint;
+	struct vfsmount mnt;
+};
+
+#define PROCNET_PART static __always_inline
+#define PROCNET_OFFSET offsetof
+#define PROCNET_WALK(step, walk)                                                                   \
+	for (u32 i = 0; i < PROCNET_DEPTH && !step(i, &(walk)); i++)                               \
+		;
+
+static __always_inline struct kernfs_node *procnet_parent(struct kernfs_node *node)
+{
+	struct kernfs_node *parent = NULL;
+
+#if LINUX_VERSION_CODE >= KERNEL_VERSION(6, 15, 0) /* 633488947ef6 */
+	bpf_probe_read_kernel(&parent, sizeof(parent), (void *)&node->__parent);
+#else
+	bpf_probe_read_kernel(&parent, sizeof(parent), &node->parent);
+#endif
+	return parent;
+}
+
+#include "process.h"
+
+/* 4 MiB of events of 120 bytes: 34,000 of them between two reads; and of 1,600 processes. */
 #define RING_PAGES 1024
 #define USERS 65536
+#define KNOWN 4096 /* a power of two */
 
 /* What an event stands for. The inode number is unique in all namespaces: sockfs is one. */
 struct procnet_use {
@@ -40,8 +73,14 @@ struct procnet_user {
 
 BPF_RINGBUF_OUTPUT(events, RING_PAGES);
 BPF_TABLE("lru_hash", struct procnet_use, struct procnet_user, users, USERS);
-/* Events that found the ring full. User space maps it. */
-BPF_F_TABLE("array", u32, u64, lost, 1, BPF_F_MMAPABLE);
+BPF_RINGBUF_OUTPUT(processes, RING_PAGES);
+/* What found a ring full: events, processes. User space maps it. */
+BPF_F_TABLE("array", u32, u64, lost, 2, BPF_F_MMAPABLE);
+/*
+ * Processes that were told, each in the place that its digest says. Two that share one are told
+ * again by turns, which does no harm.
+ */
+BPF_ARRAY(known, u64, KNOWN);
 
 /* The few fields of a socket that we want, read once. */
 struct procnet_sock {
@@ -188,18 +227,82 @@ static inline void fill_event(struct procnet_owner_event *event, const struct pr
 	GET(event->comm, &leader->comm);
 }
 
+static inline void count_loss(u32 which)
+{
+	u64 *count = lost.lookup(&which);
+
+	if (count)
+		__sync_fetch_and_add(count, 1);
+}
+
+#define LOST_EVENTS 0
+#define LOST_PROCESSES 1
+
+static inline bool tell_process(struct task_struct *task)
+{
+	struct procnet_process *process = processes.ringbuf_reserve(sizeof(*process));
+
+	if (!process) {
+		count_loss(LOST_PROCESSES);
+		return false;
+	}
+	procnet_describe(process, task);
+	processes.ringbuf_submit(process, 0);
+	return true;
+}
+
+/* (pid, start) as one word, so that it is read and written in one piece. */
+static inline u64 digest_of(struct task_struct *task)
+{
+	struct task_struct *leader = NULL;
+	u64 start_ns = 0;
+
+	GET(leader, &task->group_leader);
+	GET(start_ns, &leader->start_boottime);
+	/* 2^64 / the golden ratio */
+	return (start_ns * 0x9e3779b97f4a7c15ULL + (bpf_get_current_pid_tgid() >> 32)) | 1;
+}
+
+static inline u64 *place_of(u64 user)
+{
+	u32 place = (user >> 32) % KNOWN;
+
+	return known.lookup(&place);
+}
+
+/* Before its first event, so that whoever has read the event finds the process. */
+static inline void introduce(void)
+{
+	struct task_struct *task = (struct task_struct *)bpf_get_current_task();
+	u64 user = digest_of(task), *place = place_of(user);
+	unsigned int flags = 0;
+
+	GET(flags, &task->flags);
+	if (!(flags & PF_KTHREAD) && place && *place != user && tell_process(task))
+		*place = user;
+}
+
+/* Who is known has another program now; its arguments are in place. */
+int on_finalize_exec(struct pt_regs *ctx)
+{
+	struct task_struct *task = (struct task_struct *)bpf_get_current_task();
+	u64 user = digest_of(task), *place = place_of(user);
+
+	if (place && *place == user)
+		tell_process(task);
+	return 0;
+}
+
 /* False if the ring is full, which is counted. */
 static inline bool submit(const struct procnet_sock *sock, const struct procnet_tuple *tuple,
 			  u8 kind)
 {
-	struct procnet_owner_event *event = events.ringbuf_reserve(sizeof(*event));
+	struct procnet_owner_event *event;
 
+	introduce();
+	event = events.ringbuf_reserve(sizeof(*event));
 	if (!event) {
-		u32 first = 0;
-		u64 *count = lost.lookup(&first);
-
-		if (count)
-			__sync_fetch_and_add(count, 1);
+		count_loss(LOST_EVENTS);
 		return false;
 	}
 	fill_event(event, sock, tuple, kind);

@@ -23,6 +23,31 @@
 
 #include "kernel.h"
 #include "procnet.h"
+#include "turns.h"
+
+#define PROCNET_PART static __noinline
+#define PROCNET_OFFSET bpf_core_field_offset
+
+static __always_inline struct kernfs_node *procnet_parent(struct kernfs_node *node)
+{
+	struct kernfs_node___6_15 *later = (void *)node;
+
+	if (bpf_core_field_exists(later->__parent))
+		return BPF_CORE_READ(later, __parent);
+	return BPF_CORE_READ(node, parent);
+}
+
+/* 5.17, e6f2dd0f8067: what bpf_loop() calls is looked at once by the verifier. */
+#define PROCNET_WALK(step, walk)                                                                   \
+	do {                                                                                       \
+		if (bpf_core_enum_value_exists(enum bpf_func_id, BPF_FUNC_loop))                   \
+			bpf_loop(PROCNET_DEPTH, step, &(walk), 0);                                 \
+		else                                                                               \
+			for (__u32 i = 0; i < PROCNET_DEPTH && !step(i, &(walk)); i++)             \
+				;                                                                  \
+	} while (0)
+
+#include "process.h"
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";
 
@@ -46,18 +71,23 @@ _Static_assert(sizeof(struct procnet_open_socket) == 72, "size of procnet_open_s
 const struct {
 	__u32 layout;
 	__u32 event_bytes;
+	__u32 process_bytes;
 	__u32 open_socket_bytes;
 } procnet_contract SEC(".rodata.contract") = {
 	PROCNET_LAYOUT,
 	sizeof(struct procnet_owner_event),
+	sizeof(struct procnet_process),
 	sizeof(struct procnet_open_socket),
 };
 
 #define RING_BYTES (4 << 20) /* events of 120 bytes: 34,000 of them between two reads */
+#define PROCESS_RING_BYTES (4 << 20) /* 1,600 of them */
 #define USERS 65536
+#define KNOWN 4096 /* a power of two */
 
 #define AF_INET 2
 #define AF_INET6 10
+#define AF_PACKET 17
 #define SOCK_STREAM 1
 #define SOCK_DGRAM 2
 #define SOCK_RAW 3
@@ -82,8 +112,9 @@ struct procnet_socket {
 	__u32 netns;
 	__u32 taker; /* the thread whose receive, still under way, has told its peer */
 	/* What came in for an unconnected socket since its queue was empty. */
-	__u32 waiting; /* enum procnet_waiting */
-	__u32 pad;
+	__u16 waiting; /* enum procnet_waiting */
+	__u16 is_closing;
+	__u32 written; /* tcp_sock.write_seq when a sender was known last */
 	__u64 waiting_id; /* digest of the tuple, written after it */
 	struct procnet_tuple waiting_tuple;
 };
@@ -119,14 +150,30 @@ struct {
 	__uint(max_entries, RING_BYTES);
 } events SEC(".maps");
 
-/* Events that found the ring full. User space maps it. */
+struct {
+	__uint(type, BPF_MAP_TYPE_RINGBUF);
+	__uint(max_entries, PROCESS_RING_BYTES);
+} processes SEC(".maps");
+
+/* What found a ring full: events, processes. User space maps it. */
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__uint(map_flags, BPF_F_MMAPABLE);
-	__uint(max_entries, 1);
+	__uint(max_entries, 2);
 	__type(key, __u32);
 	__type(value, __u64);
 } lost SEC(".maps");
+
+/*
+ * Processes that were told, each in the place that its digest says. Two that share one are told
+ * again by turns, which does no harm.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, KNOWN);
+	__type(key, __u32);
+	__type(value, __u64);
+} known SEC(".maps");
 
 /* Processes ------------------------------------------------------------------------------------*/
 
@@ -143,6 +190,60 @@ static __always_inline __u64 current_user(void)
 static __always_inline bool is_kernel_thread(void)
 {
 	return bpf_get_current_task_btf()->flags & PROCNET_PF_KTHREAD;
+}
+
+static __always_inline void count_loss(__u32 which)
+{
+	__u64 *count = bpf_map_lookup_elem(&lost, &which);
+
+	if (count)
+		__sync_fetch_and_add(count, 1);
+}
+
+#define LOST_EVENTS 0
+#define LOST_PROCESSES 1
+
+static __always_inline __u64 *place_of(__u64 user)
+{
+	__u32 place = (user >> 32) % KNOWN;
+
+	return bpf_map_lookup_elem(&known, &place);
+}
+
+__noinline int tell_process(void)
+{
+	struct task_struct *task = bpf_get_current_task_btf();
+	struct procnet_process *process = bpf_ringbuf_reserve(&processes, sizeof(*process), 0);
+
+	if (!process) {
+		count_loss(LOST_PROCESSES);
+		return false;
+	}
+	procnet_describe(process, task);
+	bpf_ringbuf_submit(process, 0);
+	return true;
+}
+
+/* Before its first event, so that whoever has read the event finds the process. */
+static __always_inline void introduce(void)
+{
+	__u64 user = current_user();
+	__u64 *place = place_of(user);
+
+	if (place && *place != user && tell_process())
+		*place = user;
+}
+
+/* Who is known has another program now. */
+SEC("tp_btf/sched_process_exec")
+int on_exec(void *ctx)
+{
+	__u64 user = current_user();
+	__u64 *place = place_of(user);
+
+	if (place && *place == user)
+		tell_process();
+	return 0;
 }
 
 #define DESCRIPTORS 4096
@@ -304,21 +405,28 @@ static __always_inline bool see(struct seen *to, struct sock *sk)
 
 /* Events ---------------------------------------------------------------------------------------*/
 
+/* What is counted from here on is counted apart from what was counted before. */
+static __always_inline void next_turn(const struct procnet_tuple *tuple, __u8 kind)
+{
+	if (!is_any(tuple->local_address) && !is_any(tuple->remote_address))
+		procnet_next_turn(procnet_turn_slot(tuple));
+	else if (kind != PROCNET_CLOSE) /* who comes next is told again, with a tuple */
+		procnet_next_turn(PROCNET_EPOCH);
+}
+
 /* False if the ring is full, which is counted. */
-static __noinline bool submit(const struct seen *seen, __u8 kind)
+__noinline int submit(const struct seen *seen, __u8 kind)
 {
 	struct procnet_owner_event *event;
 	struct task_struct *task, *leader;
 
 	if (!seen)
 		return false;
+	if (!is_kernel_thread())
+		introduce();
 	event = bpf_ringbuf_reserve(&events, sizeof(*event), 0);
 	if (!event) {
-		__u32 first = 0;
-		__u64 *count = bpf_map_lookup_elem(&lost, &first);
-
-		if (count)
-			__sync_fetch_and_add(count, 1);
+		count_loss(LOST_EVENTS);
 		return false;
 	}
 	/* From the task: on 6.1 cgroup_skb programs have no other helper to tell who runs. */
@@ -339,6 +447,7 @@ static __noinline bool submit(const struct seen *seen, __u8 kind)
 	__builtin_memcpy(&event->tuple, &seen->tuple, sizeof(event->tuple));
 	bpf_probe_read_kernel(event->comm, sizeof(event->comm), leader->comm);
 	bpf_ringbuf_submit(event, 0);
+	next_turn(&seen->tuple, kind);
 	return true;
 }
 
@@ -427,13 +536,44 @@ int BPF_PROG(on_tcp_sendmsg_locked, struct sock *sk)
 	return use_tcp(sk, PROCNET_SEND);
 }
 
-/* At the end of the call; for a kernel without the one above. Other families come here too. */
+/*
+ * At the end of the call; for a kernel without the one above, with on_egress_and_tcp(). Other
+ * families come here too.
+ */
 SEC("tp_btf/sock_send_length")
 int BPF_PROG(on_tcp_send_length, struct sock *sk, int result)
 {
+	struct procnet_socket *socket;
+
 	if (result <= 0 || sk->sk_protocol != IPPROTO_TCP)
 		return 0;
-	return use_tcp(sk, PROCNET_SEND);
+	use_tcp(sk, PROCNET_SEND);
+	socket = bpf_sk_storage_get(&sockets, sk, NULL, 0);
+	if (socket)
+		socket->written = BPF_CORE_READ((struct tcp_sock *)sk, write_seq);
+	return 0;
+}
+
+/*
+ * The first data of a new sender leaves before its call ends. Where a process holds the lock of the
+ * socket, no timer and no interrupt sends, but `current` does; if there are more bytes in the queue
+ * than when the last call to send ended, it has put them there.
+ */
+static __always_inline void send_tcp(struct bpf_sock *sk)
+{
+	struct tcp_sock *tcp = bpf_skc_to_tcp_sock(sk);
+	struct sock *sock = (struct sock *)tcp;
+	struct procnet_socket *socket;
+
+	if (!tcp || !sock->sk_lock.owned)
+		return;
+	socket = bpf_sk_storage_get(&sockets, tcp, NULL, 0);
+	/* Who closes has been told; a FIN is no data. */
+	if (!socket || socket->is_closing || socket->written == tcp->write_seq)
+		return;
+	socket->written = tcp->write_seq;
+	if (socket->told != current_user())
+		use_tcp(sock, PROCNET_SEND);
 }
 
 SEC("fentry/tcp_sendmsg")
@@ -663,19 +803,12 @@ static __always_inline bool read_packet(struct __sk_buff *skb, struct procnet_tu
  * but not for what was queued (NFQUEUE) or sent by the kernel through the socket (L2TP): a process
  * that is not yet known to use the socket must have it open.
  */
-SEC("cgroup_skb/egress")
-int on_egress(struct __sk_buff *skb)
+static __always_inline int send_packet(struct __sk_buff *skb, struct bpf_sock *sk)
 {
 	struct procnet_socket *socket;
 	struct seen seen = {};
-	struct bpf_sock *sk = skb->sk;
 	__u64 user;
 
-	if (!sk)
-		return 1;
-	sk = bpf_sk_fullsock(sk);
-	if (!sk || (sk->type != SOCK_DGRAM && sk->type != SOCK_RAW))
-		return 1;
 	socket = bpf_sk_storage_get(&sockets, sk, NULL, 0);
 	if (!socket || !read_packet(skb, &seen.tuple))
 		return 1;
@@ -691,6 +824,39 @@ int on_egress(struct __sk_buff *skb)
 	seen.inode = socket->inode;
 	seen.netns = socket->netns;
 	tell(socket, &seen, user, PROCNET_SEND);
+	return 1;
+}
+
+static __always_inline bool has_packets(struct bpf_sock *sk)
+{
+	return sk->type == SOCK_DGRAM || sk->type == SOCK_RAW;
+}
+
+SEC("cgroup_skb/egress")
+int on_egress(struct __sk_buff *skb)
+{
+	struct bpf_sock *sk = skb->sk;
+
+	if (sk)
+		sk = bpf_sk_fullsock(sk);
+	if (!sk || !has_packets(sk))
+		return 1;
+	return send_packet(skb, sk);
+}
+
+SEC("cgroup_skb/egress")
+int on_egress_and_tcp(struct __sk_buff *skb)
+{
+	struct bpf_sock *sk = skb->sk;
+
+	if (sk)
+		sk = bpf_sk_fullsock(sk);
+	if (!sk)
+		return 1;
+	if (has_packets(sk))
+		return send_packet(skb, sk);
+	if (sk->type == SOCK_STREAM && sk->protocol == IPPROTO_TCP)
+		send_tcp(sk);
 	return 1;
 }
 
@@ -906,6 +1072,131 @@ int BPF_PROG(on_skb_consume_udp, struct sock *sk, struct sk_buff *skb)
 	return 0;
 }
 
+/* Frames that a process has made itself -----------------------------------------------------------*/
+
+#define INJECTION_NS 10000000 /* procnet/ledger/owners.py believes an event for as long */
+#define ETH_P_8021Q 0x8100
+#define ETH_P_8021AD 0x88a8
+#define VLAN_TAGS 2
+
+/* When a process last sent such a frame. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 4096);
+	__type(key, struct procnet_use);
+	__type(value, __u64);
+} injected SEC(".maps");
+
+struct frame {
+	unsigned char *at;
+	__u32 bytes; /* of it in one piece; the rest is in pages that cannot be read here */
+};
+
+static __always_inline bool read_frame(struct frame *frame, __u32 at, void *to, __u32 size)
+{
+	return at + size <= frame->bytes && !bpf_probe_read_kernel(to, size, frame->at + at);
+}
+
+static __always_inline bool read_frame_ports(struct frame *frame, __u32 at,
+					     struct procnet_tuple *tuple)
+{
+	bool icmp = tuple->protocol == IPPROTO_ICMP, icmp6 = tuple->protocol == IPPROTO_ICMPV6;
+	__be16 words[4] = {};
+	__u8 type;
+
+	if (icmp || icmp6) {
+		/* One that is cut short has no id. */
+		if (!read_frame(frame, at, words, sizeof(words)))
+			return true;
+		type = *(__u8 *)words;
+		if (icmp ? type == 8 || type == 0 : type == 128 || type == 129)
+			tuple->local_port = tuple->remote_port = bpf_ntohs(words[2]);
+		return true;
+	}
+	if (tuple->protocol != IPPROTO_TCP && tuple->protocol != IPPROTO_UDP &&
+	    tuple->protocol != IPPROTO_UDPLITE)
+		return true;
+	if (!read_frame(frame, at, words, 4))
+		return false;
+	tuple->local_port = bpf_ntohs(words[0]);
+	tuple->remote_port = bpf_ntohs(words[1]);
+	return true;
+}
+
+/* False for a later fragment too: its ports were in the first one. */
+static __always_inline bool read_frame_tuple(struct frame *frame, __u16 kind,
+					     struct procnet_tuple *tuple)
+{
+	if (kind == ETH_P_IP) {
+		struct ip4_header ip = {};
+
+		if (!read_frame(frame, 0, &ip, sizeof(ip)) || ip.fragment & bpf_htons(0x1fff))
+			return false;
+		set_ipv4(tuple->local_address, ip.source);
+		set_ipv4(tuple->remote_address, ip.destination);
+		tuple->protocol = ip.protocol;
+		return read_frame_ports(frame, (ip.version_and_words & 15) * 4, tuple);
+	}
+	if (kind == ETH_P_IPV6) {
+		struct ip6_header ip = {};
+
+		if (!read_frame(frame, 0, &ip, sizeof(ip)))
+			return false;
+		__builtin_memcpy(tuple->local_address, ip.source, 16);
+		__builtin_memcpy(tuple->remote_address, ip.destination, 16);
+		tuple->protocol = ip.next;
+		return read_frame_ports(frame, sizeof(ip), tuple);
+	}
+	return false;
+}
+
+/*
+ * Every packet of the host comes by, before the taps, and nearly all leave at the first test: here
+ * are those of AF_PACKET sockets, in the call of their sender. Their tuple need not be that of any
+ * socket, so that nothing is concluded for longer than INJECTION_NS.
+ */
+SEC("tp_btf/net_dev_queue")
+int BPF_PROG(on_queue, struct sk_buff *skb)
+{
+	struct sock *sk = skb->sk;
+	struct procnet_use use = {};
+	struct seen seen = {};
+	struct frame frame;
+	__u64 now_ns, *last_ns;
+	__u16 kind, tag[2];
+
+	if (!sk || sk->__sk_common.skc_family != AF_PACKET)
+		return 0;
+	frame.at = skb->head + skb->network_header;
+	frame.bytes = skb->len - skb->data_len;
+	if (frame.at < skb->data || frame.at - skb->data > frame.bytes)
+		return 0;
+	frame.bytes -= frame.at - skb->data;
+	kind = bpf_ntohs(skb->protocol);
+	for (int i = 0; i < VLAN_TAGS; i++) {
+		if (kind != ETH_P_8021Q && kind != ETH_P_8021AD)
+			break;
+		if (!read_frame(&frame, 0, tag, sizeof(tag)))
+			return 0;
+		kind = bpf_ntohs(tag[1]);
+		frame.at += sizeof(tag);
+		frame.bytes -= sizeof(tag);
+	}
+	if (!read_frame_tuple(&frame, kind, &seen.tuple))
+		return 0;
+	seen.inode = socket_inode(sk);
+	seen.netns = BPF_CORE_READ(sk, __sk_common.skc_net.net, ns.inum);
+	use.socket = seen.inode ^ current_user();
+	use.tuple = seen.tuple;
+	now_ns = bpf_ktime_get_boot_ns();
+	last_ns = bpf_map_lookup_elem(&injected, &use);
+	if (last_ns && now_ns - *last_ns < INJECTION_NS)
+		return 0;
+	if (submit(&seen, PROCNET_INJECT))
+		bpf_map_update_elem(&injected, &use, &now_ns, BPF_ANY);
+	return 0;
+}
+
 /* The end, and the beginning --------------------------------------------------------------------*/
 
 /*
@@ -920,9 +1211,14 @@ int on_release(struct bpf_sock *ctx)
 
 	if (!see(&seen, sk) || (seen.type != SOCK_RAW && !seen.tuple.local_port))
 		return 1;
-	if (seen.protocol == IPPROTO_TCP && seen.tuple.remote_port &&
-	    !bpf_sk_storage_get(&sockets, ctx, NULL, 0))
-		submit(&seen, PROCNET_ACCEPT);
+	if (seen.protocol == IPPROTO_TCP && seen.tuple.remote_port) {
+		struct procnet_socket *socket = bpf_sk_storage_get(&sockets, ctx, NULL, 0);
+
+		if (socket)
+			socket->is_closing = true;
+		else
+			submit(&seen, PROCNET_ACCEPT);
+	}
 	submit(&seen, PROCNET_CLOSE);
 	return 1;
 }

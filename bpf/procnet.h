@@ -12,7 +12,7 @@
 #include <linux/types.h>
 #endif
 
-#define PROCNET_LAYOUT 1
+#define PROCNET_LAYOUT 2
 
 #define PROCNET_COMM_LEN 16 /* TASK_COMM_LEN */
 
@@ -23,6 +23,7 @@ enum procnet_event_kind {
 	PROCNET_SEND = 3,
 	PROCNET_RECEIVE = 4,
 	PROCNET_CLOSE = 5,
+	PROCNET_INJECT = 6,
 };
 
 /* The actor is a kernel thread: there is no process to name. */
@@ -59,6 +60,31 @@ struct procnet_owner_event {
 	__u8 comm[PROCNET_COMM_LEN]; /* of the thread group leader; any bytes, NUL-terminated if shorter */
 };
 
+#define PROCNET_NAME_BYTES 256 /* NAME_MAX (include/uapi/linux/limits.h) and the NUL */
+#define PROCNET_EXE_BYTES 1024
+#define PROCNET_ARGS_BYTES 1024
+#define PROCNET_CGROUP_BYTES 512
+
+/*
+ * A process as it is when it first uses a socket, for when nobody can ask it any more. A path is its
+ * names from the last to the first, each with its NUL; 0 bytes: not known, or longer than that.
+ */
+struct procnet_process {
+	__u16 layout; /* PROCNET_LAYOUT */
+	__u16 exe_bytes;
+	__u16 args_bytes; /* as in /proc/PID/cmdline, cut */
+	__u16 cgroup_bytes;
+	__u64 start_ns;
+	__u32 tgid;
+	__u32 parent_tgid;
+	__u32 uid;
+	__u32 pad;
+	__u8 comm[PROCNET_COMM_LEN];
+	__u8 exe[PROCNET_EXE_BYTES];
+	__u8 args[PROCNET_ARGS_BYTES];
+	__u8 cgroup[PROCNET_CGROUP_BYTES];
+};
+
 #define PROCNET_AT(member, offset)                                                                 \
 	_Static_assert(__builtin_offsetof(struct procnet_owner_event, member) == (offset),         \
 		       "layout of procnet_owner_event." #member)
@@ -70,5 +96,6 @@ PROCNET_AT(time_ns, 8);
 PROCNET_AT(tgid, 40);
 PROCNET_AT(tuple, 56);
 PROCNET_AT(comm, 96);
+_Static_assert(sizeof(struct procnet_process) == 2608, "size of procnet_process");
 
 #endif

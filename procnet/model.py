@@ -175,6 +175,8 @@ class EventKind(enum.IntEnum):
     """A process takes what had arrived before."""
     CLOSE = 5
     """The last holder closed the socket; packets may still follow (FIN, RST)."""
+    INJECT = 6
+    """A process sends a frame of its own making (packet(7)), whoever else has its five-tuple."""
 
 
 class OwnerEvent(NamedTuple):
@@ -300,6 +302,9 @@ class Loss:
     """Processes that ended while /proc was read: their sockets may lack a holder."""
     denied_processes: int = 0
     """Processes whose files we may not read, at the last look."""
+    processes_lost: int = 0
+    """Times that a process could not be described because the ring was full: if it has ended, its
+    name may be all that is known."""
     interrupted_captures: int = 0
     """Times an interface went away and its capture had to be opened anew."""
     failures: int = 0

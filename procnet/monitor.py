@@ -238,6 +238,7 @@ class Monitor:
             evicted_owners=self._ledger.owners.evicted_endpoints,
             vanished_processes=self._witnesses.vanished_processes,
             denied_processes=self._witnesses.denied_processes,
+            processes_lost=self._witnesses.processes_lost,
             interrupted_captures=self._tap.interruptions,
             failures=self._failures,
         )

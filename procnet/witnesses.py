@@ -31,7 +31,7 @@ class Witnesses:
     def __init__(self, owners: str, netns: int, ledger: Ledger) -> None:
         self.vanished_processes = 0
         self.denied_processes = 0
-        self.events_lost = 0
+        self.events_lost = self.processes_lost = 0
         self._netns = netns
         self._ledger = ledger
         self._scanner = SocketScanner(use_diag=owners != "proc")
@@ -58,12 +58,17 @@ class Witnesses:
         read_ns = time.time_ns()
         # The hooks see every namespace; packets are captured in ours.
         events = [event for event in self.events.read() if event.netns == self._netns]
+        for process in self.events.read_processes():
+            self._processes.remember(process)
         for event in events:
-            if not event.kernel and self._processes.get(event.process) is None:
+            known = event.kernel or event.process in self._processes
+            # Asked now, while it lives, if the kernel had no room to tell of it.
+            if not known and self._processes.get(event.process) is None:
                 pid, start_time_ns = event.process
                 self._processes.remember(Process(pid, start_time_ns, event.name, uid=event.uid))
         self._ledger.observe(events)
         # After the events: those of the same batch are no surer than those before it.
+        self.processes_lost = self.events.processes_lost()
         lost = self.events.events_lost()
         if lost != self.events_lost:
             self.events_lost = lost

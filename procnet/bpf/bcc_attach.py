@@ -9,8 +9,8 @@ none of them. The kernel keeps the probes for as long as somebody holds their de
     bcc_attach.py FD DIR    DIR has kprobes.bcc.c
 
 FD is a socket for the answer, one JSON object: {"hooks": [...], "missing": {hook: why}} with the
-descriptors of the ring, the counter of lost events and the probes; {"refusal": why}; or
-{"no_bcc": why}, if this interpreter does not have it.
+descriptors of the two rings, of the counters of what they lost, and of the probes;
+{"refusal": why}; or {"no_bcc": why}, if this interpreter does not have it.
 """
 
 from __future__ import annotations
@@ -41,6 +41,7 @@ HOOKS = (
     ("ping_v6_sendmsg", "ping_v6_sendmsg", "on_ping_v6_sendmsg", False),
     ("skb_free_datagram", "skb_free_datagram", "on_skb_free_datagram", False),
     ("inet_release", "inet_release", "on_inet_release", False),
+    ("finalize_exec", "finalize_exec", "on_finalize_exec", False),
 )
 
 
@@ -103,7 +104,7 @@ def attach(directory: str) -> tuple[dict[str, Any], list[int]]:
     if refusal:
         return {"refusal": refusal}, []
     attached, missing = attach_hooks(program)
-    descriptors = [program["events"].map_fd, program["lost"].map_fd]
+    descriptors = [program[name].map_fd for name in ("events", "processes", "lost")]
     descriptors += [fd for hook in program.kprobe_fds.values() for fd in hook.values()]
     return {"hooks": attached, "missing": missing}, descriptors
 

@@ -13,9 +13,8 @@ from procnet import features
 from procnet.bpf import cgroup, layout
 from procnet.bpf.core_host import OBJECT, failed_program, find_obstacle, known_names, refusal
 from procnet.bpf.host import Host, Obstacle
-from procnet.bpf.ring import Counter, Ring
 from procnet.bpf.snapshot import OPEN_SOCKET, decode_snapshot
-from procnet.bpf.telling import Telling
+from procnet.bpf.telling import Sources, Telling
 from procnet.errors import LayoutError, LoadError
 from procnet.model import Feature, SocketScan
 
@@ -26,7 +25,7 @@ if TYPE_CHECKING:
 # `import procnet` must have no such effect.
 
 _NAME = "core owners"
-_CONTRACT = struct.Struct("=III")
+_CONTRACT = struct.Struct("=IIII")
 _TRIES = 4
 
 
@@ -58,7 +57,7 @@ _EGRESS = Hook("cgroup_skb egress", "on_egress", cgroup=True)
 _INGRESS = Hook("cgroup_skb ingress", "on_ingress", cgroup=True)
 _RELEASE = Hook("cgroup sock_release", "on_release", cgroup=True)
 _ITERATOR = "on_open_file"
-_BUT_UDP = "_but_udp"
+_BUT_UDP, _AND_TCP = "_but_udp", "_and_tcp"
 # Without one of these a flow would be named after its last user but one, and nobody would know.
 _INDISPENSABLE = ("socket", "connect", "send", "TCP send", "TCP receive", "close")
 
@@ -83,6 +82,8 @@ _QUESTIONS: dict[str, tuple[tuple[Hook, ...], ...]] = {
         (_cgroup("getpeername4"), _cgroup("getpeername6")),
     ),
     "close": ((_RELEASE,),),
+    "injection": ((_tracepoint("net_dev_queue", "on_queue"),),),
+    "program": ((_tracepoint("sched_process_exec", "on_exec"),),),
 }
 # A connection that nobody has used is taken for one that is just being accepted: not before those
 # that are older than we are have been seen.
@@ -119,16 +120,18 @@ def choose(names: bytes, traces_functions: bool, refused: dict[str, str]) -> Cho
             why.update({name: reason for name, reason in here.items() if reason})
         else:
             missing[question] = ", ".join(f"{name}: {reason}" for name, reason in why.items())
-    if any(hook.program == "on_skb_consume_udp" for hook in first):
-        first = [_without_udp(hook) for hook in first]
+    programs = frozenset(hook.program for hook in first)
+    first = [hook._replace(program=_variant(hook.program, programs)) for hook in first]
     return Choice(tuple(first), tuple(later), missing)
 
 
-def _without_udp(hook: Hook) -> Hook:
-    # Datagrams are told by another hook then, with their peer.
-    if hook.program == "on_receive_length":
-        return hook._replace(program=hook.program + _BUT_UDP)
-    return hook
+def _variant(program: str, programs: frozenset[str]) -> str:
+    """The program to load for one that is to share its work with the others that were chosen."""
+    if program == "on_receive_length" and "on_skb_consume_udp" in programs:
+        return program + _BUT_UDP  # datagrams are told by the other one, with their peer
+    if program == "on_egress" and "on_tcp_send_length" in programs:
+        return program + _AND_TCP  # the other one is late
+    return program
 
 
 def _absence(hook: Hook, names: bytes, traces_functions: bool, refused: dict[str, str]) -> str:
@@ -143,7 +146,9 @@ def _absence(hook: Hook, names: bytes, traces_functions: bool, refused: dict[str
 
 def check_contract(contract: bytes) -> None:
     """Raises LayoutError unless the object writes the records that we read."""
-    expected = _CONTRACT.pack(layout.LAYOUT, layout.OWNER_EVENT.size, OPEN_SOCKET.size)
+    expected = _CONTRACT.pack(
+        layout.LAYOUT, layout.OWNER_EVENT.size, layout.PROCESS.size, OPEN_SOCKET.size
+    )
     if contract[: _CONTRACT.size] != expected:
         raise LayoutError(
             f"{OBJECT.name} has another layout of records than procnet's Python modules: reinstall"
@@ -183,7 +188,8 @@ def _load(host: Host, image: bytes, ring_bytes: int | None) -> _Loaded:
                 if error.program in refused or error.program in (_ITERATOR, ""):
                     raise
                 why, _, log = str(error).partition("\n")
-                refused[error.program.removesuffix(_BUT_UDP)] = why
+                program = error.program.removesuffix(_BUT_UDP).removesuffix(_AND_TCP)
+                refused[program] = why
                 said = f"\n{log}"
             except BaseException:
                 bpf.close()
@@ -261,15 +267,12 @@ def _feature(choice: Choice) -> Feature:
 class CoreOwners(Telling):
     """Who uses which socket, told as it happens. Any thread may read or close it."""
 
-    def __init__(
-        self, loaded: _Loaded, ring: Ring, lost: Counter, descriptor: int,
-        held: contextlib.ExitStack,
-    ) -> None:  # fmt: skip
+    def __init__(self, loaded: _Loaded, sources: Sources, held: contextlib.ExitStack) -> None:
         """Use open()."""
         self.hooks: tuple[str, ...] = tuple(hook.name for hook in loaded.choice.hooks)
         self._choice = loaded.choice
         self._bpf = loaded.bpf
-        super().__init__(ring, lost, descriptor, held)
+        super().__init__(sources, held)
 
     @classmethod
     def open(
@@ -292,15 +295,11 @@ class CoreOwners(Telling):
             raise _as_error(refusal(error, host)) from error
         with contextlib.ExitStack() as held:
             held.callback(loaded.bpf.close)
-            try:
-                descriptor = loaded.bpf.map_descriptor("events")
-                ring = Ring(descriptor, host.proc_root)
-                held.callback(ring.close)
-                lost = Counter(loaded.bpf.map_descriptor("lost"))
-                held.callback(lost.close)
-            except OSError as error:
-                raise LoadError(f"CO-RE: the ring of events cannot be mapped: {error}") from error
-            return cls(loaded, ring, lost, descriptor, held.pop_all())
+            events, processes, lost = (
+                loaded.bpf.map_descriptor(name) for name in ("events", "processes", "lost")
+            )
+            sources = Sources.open(events, processes, lost, host.proc_root, held)
+            return cls(loaded, sources, held.pop_all())
 
     @property
     def missing_hooks(self) -> tuple[str, ...]:

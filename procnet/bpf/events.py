@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterable
 
 from procnet.bpf import layout
-from procnet.errors import LayoutError
+from procnet.bpf.processes import comm_text
 from procnet.model import (
     CLOCK_TICK_NS,
     IPV4_WILDCARD,
@@ -30,27 +30,12 @@ def boot_to_wall_ns() -> int:
     )
 
 
-def comm_text(comm: bytes) -> str:
-    """The name of a process, which may be any bytes: ``b"caf\\xff\\0…"`` gives ``caf\\xff``."""
-    return comm.partition(b"\0")[0].decode("utf-8", "backslashreplace")
-
-
 def decode_event(record: bytes, wall_offset_ns: int) -> OwnerEvent | None:
     """One record, or None if it does not say what happened.
 
     Raises LayoutError for a record of another size or layout version than ours.
     """
-    if len(record) != layout.OWNER_EVENT.size:
-        raise LayoutError(
-            f"a record of the BPF program has {len(record)} bytes, not {layout.OWNER_EVENT.size}:"
-            " reinstall procnet, its C sources and its Python modules are not of one version"
-        )
-    raw = layout.RawEvent._make(layout.OWNER_EVENT.unpack(record))
-    if raw.layout != layout.LAYOUT:
-        raise LayoutError(
-            f"a record of the BPF program has layout {raw.layout}, not {layout.LAYOUT}:"
-            " reinstall procnet, its C sources and its Python modules are not of one version"
-        )
+    raw = layout.RawEvent._make(layout.unpack(layout.OWNER_EVENT, record))
     try:
         kind = EventKind(raw.kind)
     except ValueError:

@@ -8,10 +8,8 @@ import os
 from procnet import features
 from procnet.bpf.child import Answer, ask, obstacle_in
 from procnet.bpf.host import Host, Obstacle, find_obstacle
-from procnet.bpf.ring import Counter, Ring
 from procnet.bpf.source import source_directory
-from procnet.bpf.telling import Telling
-from procnet.errors import LoadError
+from procnet.bpf.telling import Sources, Telling
 from procnet.model import Feature
 
 _NAME = "kprobe owners"
@@ -41,13 +39,11 @@ class KprobeOwners(Telling):
     forked and has executed nothing since has one too, until it ends.)
     """
 
-    def __init__(
-        self, answer: Answer, ring: Ring, lost: Counter, held: contextlib.ExitStack
-    ) -> None:
+    def __init__(self, answer: Answer, sources: Sources, held: contextlib.ExitStack) -> None:
         """Use open()."""
         self.hooks: tuple[str, ...] = tuple(answer.message["hooks"])
         self._why_missing: dict[str, str] = answer.message["missing"]
-        super().__init__(ring, lost, answer.descriptors[0], held)
+        super().__init__(sources, held)
 
     @classmethod
     def open(cls, host: Host | None = None) -> KprobeOwners:
@@ -65,15 +61,10 @@ class KprobeOwners(Telling):
             obstacle = obstacle_in(answer, host)
             if obstacle:
                 raise _as_error(obstacle)
-            try:
-                # The child passes the ring, the counter of lost events, then the probes.
-                ring = Ring(answer.descriptors[0], host.proc_root)
-                held.callback(ring.close)
-                lost = Counter(answer.descriptors[1])
-                held.callback(lost.close)
-            except OSError as error:
-                raise LoadError(f"kprobes: the ring of events cannot be mapped: {error}") from error
-            return cls(answer, ring, lost, held.pop_all())
+            # The child passes the rings, the counters of what they lost, then the probes.
+            events, processes, lost = answer.descriptors[:3]
+            sources = Sources.open(events, processes, lost, host.proc_root, held)
+            return cls(answer, sources, held.pop_all())
 
     @property
     def missing_hooks(self) -> tuple[str, ...]:

@@ -3,15 +3,33 @@
 from __future__ import annotations
 
 import struct
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-LAYOUT = 1
+from procnet.errors import LayoutError
+
+LAYOUT = 2
 """PROCNET_LAYOUT."""
 
 FLAG_KERNEL = 1
 """PROCNET_FLAG_KERNEL."""
 
+_LAYOUT = struct.Struct("=H")
+
 OWNER_EVENT = struct.Struct("=HBBIQQQQIIII16s16sHHB3x16s")
+
+
+def unpack(record: struct.Struct, raw: bytes) -> tuple[Any, ...]:
+    """The members of a record, the first of which is its layout.
+
+    Raises LayoutError for a record of another size or layout version than ours.
+    """
+    if len(raw) == record.size and _LAYOUT.unpack_from(raw)[0] == LAYOUT:
+        return record.unpack(raw)
+    raise LayoutError(
+        f"a record of the BPF program has {len(raw)} bytes, and {raw[:2]!r} for its layout, not"
+        f" {record.size} and {LAYOUT}: reinstall procnet, its C sources and its Python modules are"
+        " not of one version"
+    )
 
 
 class RawEvent(NamedTuple):
@@ -35,3 +53,23 @@ class RawEvent(NamedTuple):
     remote_port: int
     protocol: int
     comm: bytes
+
+
+PROCESS = struct.Struct("=HHHHQIII4x16s1024s1024s512s")
+
+
+class RawProcess(NamedTuple):
+    """struct procnet_process, member by member."""
+
+    layout: int
+    exe_bytes: int
+    args_bytes: int
+    cgroup_bytes: int
+    start_ns: int
+    tgid: int
+    parent_tgid: int
+    uid: int
+    comm: bytes
+    exe: bytes
+    args: bytes
+    cgroup: bytes

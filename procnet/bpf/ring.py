@@ -91,18 +91,18 @@ class Ring:
         self._producer.close()
 
 
-class Counter:
-    """The first value, of 64 bits, of a BPF_MAP_TYPE_ARRAY with BPF_F_MMAPABLE (5.5, fc9702273e2e).
+class Counters:
+    """64-bit values of a small BPF_MAP_TYPE_ARRAY with BPF_F_MMAPABLE (5.5, fc9702273e2e).
 
-    Takes no ownership of the descriptor.
+    Less than a page of them. Takes no ownership of the descriptor.
     """
 
     def __init__(self, descriptor: int) -> None:
         self._memory = mmap.mmap(descriptor, mmap.PAGESIZE, mmap.MAP_SHARED, mmap.PROT_READ)
 
-    def read(self) -> int:
-        """Its value now."""
-        value: int = _POSITION.unpack_from(self._memory)[0]
+    def read(self, which: int) -> int:
+        """The value of one of them now."""
+        value: int = _POSITION.unpack_from(self._memory, which * _POSITION.size)[0]
         return value
 
     def close(self) -> None:

@@ -4,10 +4,41 @@ from __future__ import annotations
 
 import contextlib
 import threading
+from pathlib import Path
+from typing import NamedTuple
 
 from procnet.bpf.events import decode_events
-from procnet.bpf.ring import Counter, Ring
-from procnet.model import OwnerEvent
+from procnet.bpf.processes import decode_process
+from procnet.bpf.ring import Counters, Ring
+from procnet.errors import LoadError
+from procnet.model import OwnerEvent, Process
+
+_EVENTS, _PROCESSES = 0, 1
+
+
+class Sources(NamedTuple):
+    """The memory that the hooks write into, and the descriptor of the ring of events."""
+
+    events: Ring
+    processes: Ring
+    lost: Counters
+    descriptor: int
+
+    @classmethod
+    def open(
+        cls, events: int, processes: int, lost: int, proc_root: Path, held: contextlib.ExitStack
+    ) -> Sources:
+        """Maps three descriptors, which stay the caller's. Raises LoadError."""
+        try:
+            ring = Ring(events, proc_root)
+            held.callback(ring.close)
+            described = Ring(processes, proc_root)
+            held.callback(described.close)
+            counters = Counters(lost)
+            held.callback(counters.close)
+        except OSError as error:
+            raise LoadError(f"a ring of the BPF program cannot be mapped: {error}") from error
+        return cls(ring, described, counters, events)
 
 
 class Telling:
@@ -16,16 +47,15 @@ class Telling:
     ``held`` is what keeps them attached: it is closed with this, and nothing is left behind.
     """
 
-    def __init__(
-        self, ring: Ring, lost: Counter, descriptor: int, held: contextlib.ExitStack
-    ) -> None:
-        self._ring = ring
-        self._lost = lost
-        self._descriptor = descriptor
+    def __init__(self, sources: Sources, held: contextlib.ExitStack) -> None:
+        self._ring = sources.events
+        self._processes = sources.processes
+        self._lost = sources.lost
+        self._descriptor = sources.descriptor
         self._held = held
         self._lock = threading.Lock()
         self._unknown_records = 0
-        self._final_loss: int | None = None
+        self._final_loss: tuple[int, int] | None = None
 
     def fileno(self) -> int:
         """For select and poll: readable when there are events to read. -1 when closed."""
@@ -44,17 +74,38 @@ class Telling:
             self._unknown_records += unknown
             return events
 
+    def read_processes(self) -> list[Process]:
+        """The processes of the events that were read, and those that have another program now.
+
+        Call it after read(): a process is told before its first event. Never waits, empty when
+        closed. Raises LayoutError if the kernel's records are not ours.
+        """
+        with self._lock:
+            if self._final_loss is not None:
+                return []
+            return [decode_process(record) for record in self._processes.read()]
+
     def events_lost(self) -> int:
         """Events that found the ring full, or that could not be understood; only grows."""
+        return self._losses()[_EVENTS]
+
+    def processes_lost(self) -> int:
+        """Times that a process could not be described because the ring was full; only grows."""
+        return self._losses()[_PROCESSES]
+
+    def _losses(self) -> tuple[int, int]:
         with self._lock:
             if self._final_loss is not None:
                 return self._final_loss
-            return self._lost.read() + self._unknown_records
+            return self._read_losses()
+
+    def _read_losses(self) -> tuple[int, int]:
+        return self._lost.read(_EVENTS) + self._unknown_records, self._lost.read(_PROCESSES)
 
     def close(self) -> None:
         """Detach and give everything back. May be called again."""
         with self._lock:
             if self._final_loss is not None:
                 return
-            self._final_loss = self._lost.read() + self._unknown_records
+            self._final_loss = self._read_losses()
             self._held.close()

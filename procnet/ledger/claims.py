@@ -41,6 +41,7 @@ class Claim:
         "evidence",
         "forgotten",
         "has_remote",
+        "injects",
         "inode",
         "kernel",
         "presumed",
@@ -71,6 +72,8 @@ class Claim:
         self.end_ns = FOREVER_NS
         # A socket of the kernel itself: there is nobody to name.
         self.kernel = False
+        # Frames without a socket of that five-tuple: nothing is received by it.
+        self.injects = False
         # Accepted, but not used yet: whoever uses it first is the owner from the beginning. The
         # kernel tells the acceptor's own first use too.
         self.presumed = False

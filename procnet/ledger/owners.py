@@ -23,6 +23,8 @@ from procnet.model import (
 )
 
 MAX_ENDPOINTS = 131_072
+INJECTION_NS = 10_000_000
+"""For so long one event stands for all frames that a process injects (bpf/owners.bpf.c)."""
 CONTESTED_NS = 5_000_000_000
 """How long after two sockets took turns on an endpoint an unseen moment is believed of neither."""
 
@@ -81,6 +83,9 @@ class OwnerTable:
                 self._close_socket(event)
                 continue
             key = key_of_event(event)
+            if event.kind is EventKind.INJECT:
+                self._inject(key, event)
+                continue
             if event.remote_address:
                 self._use(key, event)
             if event.local_address in WILDCARDS or not event.remote_address:
@@ -125,6 +130,18 @@ class OwnerTable:
                 # What the last user left in the socket is for this one.
                 begin_ns = min(begin_ns, claim.begin_ns)
         self._add_event_claim(key, event, max(begin_ns, floor_ns))
+
+    def _inject(self, key: FlowKey, event: OwnerEvent) -> None:
+        """A frame of the process's own making: says nothing of sockets, and only of a moment."""
+        until_ns = event.time_ns + INJECTION_NS
+        for claim in self.claims(key):
+            continues = claim.injects and event.time_ns <= claim.end_ns + CLOCK_SLACK_NS
+            if continues and claim.users == {event.process}:
+                claim.sure_to_ns = claim.end_ns = until_ns
+                return
+        claim = self._add_event_claim(key, event, event.time_ns)
+        claim.injects = True
+        claim.sure_to_ns = claim.end_ns = until_ns
 
     def _use_endpoint(self, key: FlowKey, event: OwnerEvent) -> None:
         """A socket that is not connected: its user may have used it for other remotes too."""

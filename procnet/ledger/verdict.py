@@ -149,7 +149,11 @@ def _claims_of_taker(owners: OwnerTable, count: FlowCount) -> list[Claim]:
     assert count.key is not None
     claims: list[Claim] = []
     for rung in ladder(count.key):
-        found = [claim for claim in owners.claims(rung) if claim.may_cover(count, 0)]
+        found = [
+            claim
+            for claim in owners.claims(rung)
+            if claim.may_cover(count, 0) and not claim.injects
+        ]
         claims += found
         told = any(claim.evidence is Evidence.KERNEL_EVENT for claim in found)
         if told and rung == count.key:
@@ -167,7 +171,11 @@ def _of_connection(
     last_word: bool,
 ) -> Verdict:
     assert count.key is not None
-    claims = [claim for claim in owners.claims(count.key) if claim.touches(*generation)]
+    claims = [
+        claim
+        for claim in owners.claims(count.key)
+        if claim.touches(*generation) and (count.sent or not claim.injects)
+    ]
     current = [claim for claim in claims if claim.may_cover(count, 0)]
     sure = [claim for claim in current if claim.surely_covers(count)]
     if sure:
@@ -184,7 +192,7 @@ def _of_connection(
         if generation == (ALWAYS_NS, FOREVER_NS) and owners.contested(count.key, count.last_ns):
             return _ambiguous(owners.claims(count.key))
         return _best(current)
-    if any(claim.may_cover(count, grace_ns(TCP)) for claim in claims):
+    if any(claim.may_cover(count, grace_ns(TCP)) and not claim.injects for claim in claims):
         return _late(owners, count, (count.key,), generation)
     return _listener(owners, count)
 
@@ -212,6 +220,7 @@ def _late(
         for rung in rungs
         for claim in owners.claims(rung)
         if claim.may_cover(count, grace)
+        and not claim.injects
         and claim.end_ns <= count.first_ns + CLOCK_SLACK_NS
         and claim.touches(*generation)
     ]

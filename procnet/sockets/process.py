@@ -94,20 +94,23 @@ class ProcessTable:
         return fresh
 
     def remember(self, process: Process) -> None:
-        """Keeps what a kernel event told about a process that /proc may never show.
+        """Keeps what the kernel told about a process that /proc may never show.
 
-        It only adds: a field that is known is not replaced by an empty one, and nothing that /proc
-        told is replaced.
+        It only adds: no field that is known is replaced by an empty one. What was told with a
+        program replaces what was told before, and what /proc showed of an earlier one.
         """
         row = self._rows.get(process.id)
         if row is None:
-            self._rows[process.id] = _Row(self._with_user(process), -math.inf, told=True)
-        elif row.told:
-            merged = self._with_user(_filled(process, row.process))
-            self._rows[process.id] = _Row(merged, row.read_at_s, told=True)
+            row = _Row(process, -math.inf, told=True)
+        elif row.told or process.exe:
+            row = replace(row, process=_filled(process, row.process))
         else:
-            merged = self._with_user(_filled(row.process, process))
-            self._rows[process.id] = _Row(merged, row.read_at_s, told=False)
+            row = replace(row, process=_filled(row.process, process))
+        self._rows[process.id] = replace(row, process=self._completed(row.process))
+
+    def __contains__(self, process: ProcessId) -> bool:
+        """Whether anything is known of it."""
+        return process in self._rows
 
     def current(self, pid: int) -> ProcessId | None:
         """The process that has this number now; None if there is none.
@@ -137,7 +140,7 @@ class ProcessTable:
             raise_if_ours(error)
             return None
         real_uid = _REAL_UID.search(status)
-        return self._with_user(
+        return self._completed(
             Process(
                 pid=process.pid,
                 start_time_ns=process.start_time_ns,
@@ -147,11 +150,12 @@ class ProcessTable:
                 uid=int(real_uid[1]) if real_uid else None,
                 parent_pid=stat.parent_pid,
                 cgroup=cgroup,
-                container=container_of(cgroup),
             )
         )
 
-    def _with_user(self, process: Process) -> Process:
+    def _completed(self, process: Process) -> Process:
+        if not process.container and process.cgroup:
+            process = replace(process, container=container_of(process.cgroup))
         if process.user or process.uid is None:
             return process
         user = self._users.get(process.uid)

@@ -19,7 +19,7 @@ SUITES = {
     # How many tests there are, so that none can go missing in silence.
     "tests/privileged/test_core_owners.py": 46,
     "tests/privileged/test_sharing.py::test_the_kernel_names_every_user": 8,
-    "tests/privileged/test_short_lived.py::test_the_kernel_names_every_short_lived_sender": 2,
+    "tests/privileged/test_short_lived.py::test_the_kernel_names_every_short_lived_sender": 4,
 }
 WITHOUT_FENTRY = {"PROCNET_CORE_FENTRY": "0"}  # test_core_owners.py reads it
 

@@ -1,4 +1,4 @@
-"""200 processes that each live for a millisecond: who of them is named, and is anybody wrong?"""
+"""Processes that each live for a millisecond: who of them is named, and is anybody wrong?"""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tests.privileged.namespace import TOP, run
 from tests.privileged.reporting import flows, payload
 
 SENDERS = 200
-DATAGRAM_BYTES = 101
+MESSAGE_BYTES = 101
 _TICK_NS = 10_000_000
 
 
@@ -36,10 +36,15 @@ class Judgement(NamedTuple):
 
 def build(directory: Path) -> Path:
     """The workload, compiled statically so that a child is ready at once."""
-    program = directory / "short-udp"
-    source = TOP / "tests" / "workloads" / "short_udp.c"
+    program = directory / "short-lived"
+    source = TOP / "tests" / "workloads" / "short_lived.c"
     run(["gcc", "-O2", "-Wall", "-Werror", "-static", "-o", str(program), str(source)])
     return program
+
+
+def arguments(protocol: str, number: int) -> list[str]:
+    """Of the workload."""
+    return [protocol, str(number), str(MESSAGE_BYTES), "0"]
 
 
 def launch(argv: Sequence[str]) -> tuple[int, list[Sender]]:
@@ -53,26 +58,38 @@ def launch(argv: Sequence[str]) -> tuple[int, list[Sender]]:
     return int(first.removeprefix("port ")), senders
 
 
-def judge(report: dict[str, Any], port: int, senders: Sequence[Sender]) -> Judgement:
-    """Compares the launcher's list with the flows; a name must be a sender's of that very port."""
+def judge(
+    report: dict[str, Any], protocol: str, port: int, senders: Sequence[Sender], exe: str = ""
+) -> Judgement:
+    """Compares the launcher's list with the flows; a name must be a sender's of that very port.
+
+    With ``exe`` it must be the program's, and parent and arguments known: a full row.
+    """
+    full = {
+        (row["pid"], row["start_time_ns"])
+        for row in report["processes"]
+        if not exe or (row["exe"] == exe and row["cmdline"][:1] == [exe] and row["parent_pid"])
+    }
     named = wrong = unnamed = uncounted = 0
     by_port: dict[int, list[Sender]] = {}
     for sender in senders:
         by_port.setdefault(sender.local_port, []).append(sender)
     for local_port, users in by_port.items():
-        rows = flows(report, protocol="udp", local_port=local_port, remote_port=port)
+        rows = flows(report, protocol=protocol, local_port=local_port, remote_port=port)
         sent, _ = payload(rows)
         missing_bytes = sum(user.payload_bytes for user in users) - sent
-        uncounted += missing_bytes // DATAGRAM_BYTES
+        uncounted += missing_bytes // MESSAGE_BYTES
         for row in rows:
-            datagrams = row["sent"]["payload_bytes"] // DATAGRAM_BYTES
+            messages = row["sent"]["payload_bytes"] // MESSAGE_BYTES
             process = row["process"]
             if process is None:
-                unnamed += datagrams
-            elif any(is_row_of(process, user) for user in users):
-                named += datagrams
+                unnamed += messages
+            elif any(is_row_of(process, user) for user in users) and (
+                (process["pid"], process["start_time_ns"]) in full
+            ):
+                named += messages
             else:
-                wrong += datagrams
+                wrong += messages
     return Judgement(named, wrong, unnamed, uncounted)
 
 
@@ -81,5 +98,5 @@ def is_row_of(process: dict[str, Any], sender: Sender) -> bool:
     return (process["pid"], process["start_time_ns"], process["name"]) == (
         sender.pid,
         sender.start_time_ns,
-        "short-udp",
+        "short-lived",
     )

@@ -46,9 +46,9 @@ from tests.kernels.guest.actors import (
     who_told,
 )
 from tests.privileged.lab import TOP, Namespace
-from tests.privileged.short_lived import DATAGRAM_BYTES, SENDERS, build, launch
+from tests.privileged.short_lived import SENDERS, arguments, build, launch
 
-CONNECT, ACCEPT, SEND, RECEIVE, CLOSE = EventKind
+CONNECT, ACCEPT, SEND, RECEIVE, CLOSE, _ = EventKind
 INET, INET6 = socket.AF_INET, socket.AF_INET6
 FAMILIES = [
     pytest.param(INET, "127.0.0.1", id="v4"),
@@ -671,7 +671,7 @@ def named_send(sock: socket.socket, to: tuple[str, int]) -> None:
 def test_two_hundred_processes_of_a_millisecond(
     witness: Witness, tmp_path: Path, record_property: Callable[[str, object], None]
 ) -> None:
-    port, senders = launch([str(build(tmp_path)), str(SENDERS), str(DATAGRAM_BYTES), "0"])
+    port, senders = launch([str(build(tmp_path)), *arguments("udp", SENDERS)])
     events = witness.where(
         lambda event: (event.kind, event.protocol, event.remote_port) == (SEND, UDP, port)
     )
@@ -682,7 +682,7 @@ def test_two_hundred_processes_of_a_millisecond(
     print(f"named {len(told)}, wrong {len(wrong)} of {SENDERS}")
     assert len(set(truth)) == SENDERS
     assert told == truth
-    assert {event.name for event in events} == {"short-udp"}
+    assert {event.name for event in events} == {"short-lived"}
 
 
 # -- before, loss and end ---------------------------------------------------------------------

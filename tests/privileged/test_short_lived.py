@@ -9,10 +9,10 @@ import pytest
 from tests.privileged.lab import Namespace
 from tests.privileged.reporting import Reporter
 from tests.privileged.short_lived import (
-    DATAGRAM_BYTES,
     SENDERS,
     Judgement,
     Sender,
+    arguments,
     build,
     judge,
     launch,
@@ -24,12 +24,13 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build(tmp_path_factory.mktemp("workload"))
 
 
-def run(namespace: Namespace, program: Path, kernel: str, number: int) -> Judgement:
+def run(namespace: Namespace, program: Path, kernel: str, protocol: str, number: int) -> Judgement:
     reporter = Reporter(namespace, "--interface", "lo", "--kernel", kernel)
-    argv = [str(program), str(number), str(DATAGRAM_BYTES), "0"]
-    port, senders = launch(namespace.argv(argv))
-    judgement = judge(reporter.finish(), port, senders)
-    print(f"--kernel {kernel}: {judgement}; alive for {lifetimes(senders)}")
+    port, senders = launch(namespace.argv([str(program), *arguments(protocol, number)]))
+    # Whoever is only looked for may be gone before the row is full.
+    exe = "" if kernel == "off" else str(program)
+    judgement = judge(reporter.finish(), protocol, port, senders, exe)
+    print(f"--kernel {kernel}, {protocol}: {judgement}; alive for {lifetimes(senders)}")
     return judgement
 
 
@@ -41,13 +42,14 @@ def lifetimes(senders: list[Sender]) -> str:
 def test_looking_names_no_short_lived_sender_wrongly_and_counts_every_byte(
     loopback: Namespace, program: Path
 ) -> None:
-    judgement = run(loopback, program, "off", SENDERS)
+    judgement = run(loopback, program, "off", "udp", SENDERS)
     assert (judgement.wrong, judgement.uncounted) == (0, 0)
     assert judgement.named + judgement.unnamed == SENDERS
 
 
 @pytest.mark.parametrize("number", [SENDERS, 1009])
+@pytest.mark.parametrize("protocol", ["udp", "tcp"])
 def test_the_kernel_names_every_short_lived_sender(
-    loopback: Namespace, program: Path, number: int
+    loopback: Namespace, program: Path, protocol: str, number: int
 ) -> None:
-    assert run(loopback, program, "core", number) == Judgement(number, 0, 0, 0)
+    assert run(loopback, program, "core", protocol, number) == Judgement(number, 0, 0, 0)

@@ -1,7 +1,7 @@
 """What the kernel tells reaches the ledger, and so does what it could not tell."""
 
 from procnet.ledger.ledger import Ledger
-from procnet.model import EventKind, OwnerEvent
+from procnet.model import EventKind, OwnerEvent, Process
 from procnet.witnesses import Witnesses
 from tests.unit.ledger.world import ALICE, NETNS, T0, flow
 
@@ -12,8 +12,14 @@ class LossyHooks:
     def read(self) -> list[OwnerEvent]:
         return [OwnerEvent(T0, EventKind.SEND, *flow(), 7001, ALICE, "a", 0, 0, False)]
 
+    def read_processes(self) -> list[Process]:
+        return [Process(*ALICE, name="a", exe="/usr/bin/a", parent_pid=7, cgroup="/")]
+
     def events_lost(self) -> int:
         return 1
+
+    def processes_lost(self) -> int:
+        return 3
 
 
 class ForeignHooks(LossyHooks):
@@ -44,3 +50,12 @@ def test_an_event_is_not_believed_beyond_a_loss_in_its_own_batch() -> None:
     (claim,) = ledger.owners.claims(flow())
     assert claim.sure_to_ns == T0
     assert witnesses.events_lost == 1
+    assert witnesses.processes_lost == 3
+
+
+def test_a_process_that_is_gone_has_what_the_kernel_told() -> None:
+    witnesses = Witnesses("proc", NETNS, Ledger())
+    witnesses.events = LossyHooks()  # type: ignore[assignment]
+    witnesses.observe()
+    process = witnesses.process(ALICE)
+    assert (process.name, process.exe, process.parent_pid) == ("a", "/usr/bin/a", 7)

@@ -32,9 +32,9 @@ def witness(owners: KprobeOwners) -> Iterator[Witness]:
 
 
 @pytest.fixture(scope="session")
-def short_udp(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    program = tmp_path_factory.mktemp("workloads") / "short-udp"
-    source = WORKLOADS / "short_udp.c"
+def short_lived(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    program = tmp_path_factory.mktemp("workloads") / "short-lived"
+    source = WORKLOADS / "short_lived.c"
     subprocess.run(["gcc", "-O2", "-static", "-o", program, source], check=True)
     return program
 

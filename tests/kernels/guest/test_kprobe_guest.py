@@ -428,8 +428,10 @@ def test_another_network_namespace(witness: Witness) -> None:
     assert event.netns == process.netns != who().netns
 
 
-def test_two_hundred_processes_of_a_millisecond(witness: Witness, short_udp: Path) -> None:
-    first, *lines = subprocess.check_output([short_udp, "200", "101", "0"], text=True).splitlines()
+def test_two_hundred_processes_of_a_millisecond(witness: Witness, short_lived: Path) -> None:
+    first, *lines = subprocess.check_output(
+        [short_lived, "udp", "200", "101", "0"], text=True
+    ).splitlines()
     sink_port = int(first.split()[1])
     # A local port may serve two of them, one after the other.
     truth = [tuple(map(int, line.split()[:3])) for line in lines]
@@ -445,7 +447,7 @@ def test_two_hundred_processes_of_a_millisecond(witness: Witness, short_udp: Pat
     print(f"named {len(told)}, wrong {len(wrong)} of 200, median life {lifetimes_us[100]} us")
     assert len(set(truth)) == 200
     assert told == truth
-    assert {event.name for event in events} == {"short-udp"}
+    assert {event.name for event in events} == {"short-lived"}
 
 
 # -- loss, end and fallback -------------------------------------------------------------------

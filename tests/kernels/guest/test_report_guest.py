@@ -11,10 +11,10 @@ import pytest
 from tests.privileged.namespace import Namespace, Traffic
 from tests.privileged.reporting import Reporter, flows, owners, payload
 from tests.privileged.short_lived import (
-    DATAGRAM_BYTES,
     SENDERS,
     Judgement,
     Sender,
+    arguments,
     build,
     judge,
     launch,
@@ -39,11 +39,11 @@ class Run:
                 for end in pair:
                     end.finish()
                 self.pairs[protocol, family] = pair
-        self.port: int
-        self.senders: list[Sender]
-        self.port, self.senders = launch(
-            namespace.argv([str(program), str(SENDERS), str(DATAGRAM_BYTES), "0"])
-        )
+        self.short_lived: dict[str, tuple[int, list[Sender]]] = {
+            protocol: launch(namespace.argv([str(program), *arguments(protocol, SENDERS)]))
+            for protocol in ("udp", "tcp")
+        }
+        self.exe = str(program)
         self.truths = {scenario: perform(namespace, scenario) for scenario in SCENARIOS}
         self.report: dict[str, Any] = reporter.finish()
 
@@ -55,12 +55,12 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
         yield Run(namespace, program)
 
 
-def test_every_short_lived_sender_is_named_and_none_wrongly(run: Run) -> None:
-    assert judge(run.report, run.port, run.senders) == Judgement(SENDERS, 0, 0, 0)
-
-
-def test_the_events_are_the_evidence(run: Run) -> None:
-    evidence = {row["evidence"] for row in flows(run.report, remote_port=run.port)}
+@pytest.mark.parametrize("protocol", ["udp", "tcp"])
+def test_every_short_lived_sender_is_named_and_none_wrongly(run: Run, protocol: str) -> None:
+    port, senders = run.short_lived[protocol]
+    judgement = judge(run.report, protocol, port, senders, run.exe)
+    assert judgement == Judgement(SENDERS, 0, 0, 0)
+    evidence = {row["evidence"] for row in flows(run.report, remote_port=port)}
     assert evidence == {"KERNEL_EVENT"}
 
 

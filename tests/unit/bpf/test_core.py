@@ -28,16 +28,19 @@ EVERY_NAME = b"".join(
     for each in (
         b"btf_trace_tcp_sendmsg_locked", b"btf_trace_sock_send_length", b"tcp_sendmsg",
         b"btf_trace_tcp_rcv_space_adjust", b"btf_trace_sock_recv_length", b"skb_consume_udp",
-        b"security_sock_graft",
+        b"security_sock_graft", b"btf_trace_net_dev_queue", b"btf_trace_sched_process_exec",
     )
 )  # fmt: skip
-CONTRACT = struct.pack("=III", layout.LAYOUT, layout.OWNER_EVENT.size, OPEN_SOCKET.size)
+CONTRACT = struct.pack(
+    "=IIII", layout.LAYOUT, layout.OWNER_EVENT.size, layout.PROCESS.size, OPEN_SOCKET.size
+)
 
 
 class FakeObject:
     """In the place of libbpf's. What it refuses is told by the name of the program."""
 
     ring: ClassVar[FakeRing]
+    processes: ClassVar[FakeRing]
     counter: ClassVar[int]
     contract: ClassVar[bytes] = CONTRACT
     refuses_to_load: ClassVar[set[str]] = set()
@@ -76,7 +79,8 @@ class FakeObject:
         return b""
 
     def map_descriptor(self, name: str) -> int:
-        return {"events": self.ring.descriptor, "lost": self.counter}[name]
+        rings = {"events": self.ring.descriptor, "processes": self.processes.descriptor}
+        return {**rings, "lost": self.counter}[name]
 
     def close(self) -> None:
         self.closed = True
@@ -106,6 +110,7 @@ def image(tmp_path: Path) -> Path:
 def fake(host: Host, monkeypatch: pytest.MonkeyPatch) -> Iterator[type[FakeObject]]:
     class Fake(FakeObject):
         ring = FakeRing(host.proc_root)
+        processes = FakeRing(host.proc_root)
         counter = os.memfd_create("counter")
         refuses_to_load: ClassVar[set[str]] = set()
         refuses_to_attach: ClassVar[set[str]] = set()
@@ -117,6 +122,7 @@ def fake(host: Host, monkeypatch: pytest.MonkeyPatch) -> Iterator[type[FakeObjec
     monkeypatch.setattr(libbpf, "can_trace_functions", lambda: True)
     yield Fake
     os.close(Fake.ring.descriptor)
+    os.close(Fake.processes.descriptor)
     os.close(Fake.counter)
 
 
@@ -193,7 +199,7 @@ def test_without_the_indispensable_there_is_no_rung(
 def test_an_object_of_another_layout_is_refused(
     host: Host, image: Path, fake: type[FakeObject], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(fake, "contract", struct.pack("=III", layout.LAYOUT + 1, 112, 72))
+    monkeypatch.setattr(fake, "contract", struct.pack("=IIII", layout.LAYOUT + 1, 112, 2608, 72))
     with pytest.raises(LayoutError, match="another layout"):
         CoreOwners.open(host, image)
     assert probe(host, image).support is Support.NO
@@ -202,7 +208,7 @@ def test_an_object_of_another_layout_is_refused(
 
 def test_the_contract() -> None:
     check_contract(CONTRACT + b"padding")
-    for contract in (b"", CONTRACT[:4], struct.pack("=III", layout.LAYOUT, 112, 8)):
+    for contract in (b"", CONTRACT[:4], struct.pack("=IIII", layout.LAYOUT, 112, 2608, 8)):
         with pytest.raises(LayoutError):
             check_contract(contract)
 
@@ -233,6 +239,15 @@ def test_datagrams_are_not_told_twice() -> None:
     programs = {hook.program for hook in choose(EVERY_NAME, True, {}).hooks}
     assert "on_receive_length_but_udp" in programs
     assert "on_receive_length" not in programs
+
+
+def test_where_tcp_sends_are_told_late_the_first_data_is_told_at_egress() -> None:
+    older = EVERY_NAME.replace(b"btf_trace_tcp_sendmsg_locked", b"x")
+    for names, late in ((older, True), (EVERY_NAME, False)):
+        programs = {hook.program for hook in choose(names, False, {}).hooks}
+        assert ("on_tcp_send_length" in programs) == late
+        assert ("on_egress_and_tcp" in programs) == late
+        assert ("on_egress" in programs) != late
 
 
 def test_what_is_missing_says_why() -> None:
@@ -385,7 +400,7 @@ def test_the_object_has_the_programs_and_the_contract(built: Path) -> None:
     opened = libbpf.BpfObject(built.read_bytes())
     try:
         wanted = {hook.program for hook in every_hook()} | {"on_open_file"}
-        assert opened.programs == wanted | {"on_receive_length_but_udp"}
+        assert opened.programs == wanted | {"on_receive_length_but_udp", "on_egress_and_tcp"}
         check_contract(opened.initial_value(".rodata.contract"))
     finally:
         opened.close()

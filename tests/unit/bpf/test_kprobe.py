@@ -18,6 +18,7 @@ from procnet.errors import LoadError
 from procnet.model import Support
 from tests.unit.bpf.fakes import PAGE, FakeRing, fake_host, interpreter
 from tests.unit.bpf.test_events import record
+from tests.unit.bpf.test_processes import process_record
 
 HOOKS = ["tcp_connect", "udp_sendmsg", "inet_release"]
 
@@ -34,13 +35,15 @@ class FakeChild:
         self, root: Path, hooks: list[str], missing: dict[str, str], probes: int = 1
     ) -> None:
         self.ring = FakeRing(root / "proc")
+        self.processes = FakeRing(root / "proc")
         # Whatever number the ring gets on our side, it is described there.
         fdinfo = root / "proc/self/fdinfo"
         for number in range(256):
             (fdinfo / str(number)).write_text(f"max_entries:\t{PAGE}\n")
         self.counter = os.memfd_create("counter")
         os.truncate(self.counter, PAGE)
-        paths = [f"/proc/{os.getpid()}/fd/{fd}" for fd in (self.ring.descriptor, self.counter)]
+        sources = (self.ring.descriptor, self.processes.descriptor, self.counter)
+        paths = [f"/proc/{os.getpid()}/fd/{fd}" for fd in sources]
         paths += ["/dev/null"] * probes
         self.interpreter = interpreter(
             root,
@@ -50,6 +53,7 @@ class FakeChild:
 
     def close(self) -> None:
         os.close(self.ring.descriptor)
+        os.close(self.processes.descriptor)
         os.close(self.counter)
 
 
@@ -75,13 +79,17 @@ def test_open_read_close(host: Host, tmp_path: Path) -> None:
         child.ring.write(record(inode=inode))
     child.ring.write(record(kind=99))
     assert [event.inode for event in owners.read()] == [3, 5, 7]
-    os.pwrite(child.counter, (11).to_bytes(8, "little"), 0)
+    child.processes.write(process_record())
+    assert [process.exe for process in owners.read_processes()] == ["/usr/bin/curl"]
+    os.pwrite(child.counter, (11).to_bytes(8, "little") + (13).to_bytes(8, "little"), 0)
     assert owners.events_lost() == 12  # and the one of no kind
+    assert owners.processes_lost() == 13
     assert owners.fileno() >= 0
 
     for _ in range(2):
         owners.close()
         assert (owners.read(), owners.fileno(), owners.events_lost()) == ([], -1, 12)
+        assert (owners.read_processes(), owners.processes_lost()) == ([], 13)
     assert open_files() == files
     child.close()
 
@@ -182,7 +190,7 @@ def test_every_program_is_in_the_source() -> None:
         programs
     )
     assert text.count("(struct pt_regs *ctx") == len(programs)
-    assert layout.LAYOUT == 1
+    assert layout.LAYOUT == 2
 
 
 def test_an_attempt_takes_what_bcc_raises_and_nothing_else() -> None:

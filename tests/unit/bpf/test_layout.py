@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import struct
 import subprocess
 from pathlib import Path
+from typing import Any
+
+import pytest
 
 from procnet.bpf import layout
 from procnet.bpf.source import source_directory
@@ -32,23 +36,30 @@ def told_by_c(tmp_path: Path, expressions: list[str]) -> list[int]:
     return [int(line) for line in told.split()]
 
 
-def test_every_member_is_where_the_header_has_it(tmp_path: Path) -> None:
-    struct_name = "struct procnet_owner_event"
-    names = [MEMBERS.get(name, name) for name in layout.RawEvent._fields]
+@pytest.mark.parametrize(
+    ("struct_name", "record", "members"),
+    [
+        ("struct procnet_owner_event", layout.OWNER_EVENT, layout.RawEvent),
+        ("struct procnet_process", layout.PROCESS, layout.RawProcess),
+    ],
+)
+def test_every_member_is_where_the_header_has_it(
+    tmp_path: Path, struct_name: str, record: struct.Struct, members: Any
+) -> None:
+    names = [MEMBERS.get(name, name) for name in members._fields]
     offsets = told_by_c(tmp_path, [f"offsetof({struct_name}, {name})" for name in names])
     sizes = told_by_c(tmp_path, [f"sizeof((({struct_name} *)0)->{name})" for name in names])
 
-    for name, offset, size in zip(layout.RawEvent._fields, offsets, sizes, strict=True):
+    for name, offset, size in zip(members._fields, offsets, sizes, strict=True):
         # A record of zeros with ones where the header has this member …
-        record = bytearray(layout.OWNER_EVENT.size)
-        record[offset : offset + size] = b"\x01" * size
+        raw_record = bytearray(record.size)
+        raw_record[offset : offset + size] = b"\x01" * size
         # … shows up in the mirror in this member, whole, and nowhere else.
-        expected: int | bytes = int.from_bytes(b"\x01" * size, "little")
-        if name in ("local_address", "remote_address", "comm"):
-            expected = b"\x01" * size
-        raw = layout.RawEvent._make(layout.OWNER_EVENT.unpack(record))
+        raw = members._make(record.unpack(raw_record))
         assert {field for field, value in raw._asdict().items() if any(as_bytes(value))} == {name}
-        assert getattr(raw, name) == expected
+        value = getattr(raw, name)
+        expected = b"\x01" * size
+        assert value == (expected if isinstance(value, bytes) else int.from_bytes(expected, "big"))
 
 
 def as_bytes(value: int | bytes) -> bytes:
@@ -56,12 +67,14 @@ def as_bytes(value: int | bytes) -> bytes:
 
 
 def test_the_numbers_are_those_of_the_header(tmp_path: Path) -> None:
-    size, version, kernel, *kinds = told_by_c(
+    size, process_size, version, kernel, *kinds = told_by_c(
         tmp_path,
-        ["sizeof(struct procnet_owner_event)", "PROCNET_LAYOUT", "PROCNET_FLAG_KERNEL"]
+        ["sizeof(struct procnet_owner_event)", "sizeof(struct procnet_process)"]
+        + ["PROCNET_LAYOUT", "PROCNET_FLAG_KERNEL"]
         + [f"PROCNET_{kind.name}" for kind in EventKind],
     )
     assert size == layout.OWNER_EVENT.size
+    assert process_size == layout.PROCESS.size
     assert version == layout.LAYOUT
     assert kernel == layout.FLAG_KERNEL
     assert kinds == list(EventKind)

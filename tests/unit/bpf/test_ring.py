@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from procnet.bpf.ring import Counter, Ring
+from procnet.bpf.ring import Counters, Ring
 from tests.unit.bpf.fakes import BUSY, DISCARDED, PAGE, FakeRing
 
 
@@ -75,12 +75,12 @@ def test_no_ring(tmp_path: Path) -> None:
         Ring(0, tmp_path)
 
 
-def test_the_counter_is_read_as_it_stands() -> None:
-    descriptor = os.memfd_create("counter")
+def test_counters_are_read_as_they_stand() -> None:
+    descriptor = os.memfd_create("counters")
     os.truncate(descriptor, PAGE)
-    counter = Counter(descriptor)
-    assert counter.read() == 0
-    os.pwrite(descriptor, (2**40 + 7).to_bytes(8, "little"), 0)
-    assert counter.read() == 2**40 + 7
-    counter.close()
+    counters = Counters(descriptor)
+    assert counters.read(0) == counters.read(1) == 0
+    os.pwrite(descriptor, (2**40 + 7).to_bytes(8, "little") + (11).to_bytes(8, "little"), 0)
+    assert (counters.read(0), counters.read(1)) == (2**40 + 7, 11)
+    counters.close()
     os.close(descriptor)

@@ -225,3 +225,34 @@ def test_a_run_that_reaches_a_little_into_the_next_owners_time_is_ambiguous() ->
     world.packets(0.05, TCP_FLOW, until_ms=1.01, number=3, opens=True)
     world.settle(20, final=True)
     assert world.verdicts() == {Reason.AMBIGUOUS: (3, 101)}
+
+
+def test_injected_frames_are_of_who_sends_them_and_nothing_is_received_by_them() -> None:
+    world = World()
+    for at_ms in (0, 10, 20):
+        world.event(at_ms, ALICE, EventKind.INJECT)
+    world.packets(0.05, number=23, until_ms=29)
+    world.packets(1, sent=False, number=7)
+    world.settle(2000, final=True)
+    assert world.verdicts() == {ALICE: (23, 101), Reason.NO_SOCKET: (7, 101)}
+
+
+def test_an_injection_says_nothing_of_what_is_sent_later() -> None:
+    for key in (TCP_FLOW, flow()):
+        world = World()
+        world.event(0, ALICE, EventKind.INJECT, key=key)
+        world.packets(20, key)
+        world.settle(2000, final=True)
+        assert world.verdicts() == {Reason.NO_SOCKET: (1, 101)}
+
+
+def test_frames_in_the_name_of_a_socket_are_anybodys() -> None:
+    for key in (TCP_FLOW, flow()):
+        world = World()
+        world.event(0, ALICE, key=key)
+        world.packets(1, key, number=3)
+        world.event(5, BOB, EventKind.INJECT, key=key, inode=8009)
+        world.packets(5.05, key, number=5)
+        world.packets(40, key, number=7)
+        world.settle(60, final=True)
+        assert world.verdicts() == {ALICE: (10, 202), Reason.AMBIGUOUS: (5, 101)}

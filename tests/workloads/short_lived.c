@@ -1,19 +1,20 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Processes that live for a millisecond and send one datagram each.
+ * Processes that live for a millisecond and send a few bytes each.
  *
- *     short_udp COUNT BYTES PORT [ADDRESS]
+ *     short_lived udp|tcp COUNT BYTES PORT [ADDRESS]
  *
- * vforks and executes itself COUNT times, one after the other; each child sends one datagram of
- * BYTES bytes to PORT of ADDRESS (127.0.0.1, or any IPv4 or IPv6 address) and ends. PORT 0: the
- * launcher binds a port of its own to send to, so that nothing is refused; the first line says which.
+ * vforks and executes itself COUNT times, one after the other; each child sends BYTES bytes, in one
+ * datagram or by a connection, to PORT of ADDRESS (127.0.0.1, or any IPv4 or IPv6 address) and ends.
+ * PORT 0: the launcher binds a port of its own to send to, so that nothing is refused, and accepts;
+ * the first line says which.
  *
  * For each child a line, told by the child itself and by its parent, not by any tool under test:
  *
  *     PID START_TICKS LOCAL_PORT BYTES_SENT LIFETIME_US
  *
  * START_TICKS is field 22 of /proc/PID/stat, read before the child is reaped. The first line is
- * "port PORT". The children have the name of the file; the launcher calls itself udp-launcher.
+ * "port PORT". The children have the name of the file; the launcher calls itself launcher.
  */
 #include <arpa/inet.h>
 #include <fcntl.h>
@@ -60,7 +61,7 @@ static socklen_t parse_address(const char *text, int port, struct sockaddr_stora
 		return sizeof(*v4);
 	}
 	if (inet_pton(AF_INET6, text, &v6->sin6_addr) != 1) {
-		fprintf(stderr, "short_udp: no address: %s\n", text);
+		fprintf(stderr, "short_lived: no address: %s\n", text);
 		exit(2);
 	}
 	v6->sin6_family = AF_INET6;
@@ -79,15 +80,18 @@ static int port_of(int fd)
 	return ntohs(((struct sockaddr_in *)&own)->sin_port);
 }
 
-static int send_one(int bytes, int port, const char *address)
+static int send_once(int type, int bytes, int port, const char *address)
 {
 	static char payload[65536];
 	struct sockaddr_storage to;
 	socklen_t length = parse_address(address, port, &to);
-	int fd = socket(to.ss_family, SOCK_DGRAM, 0);
+	int fd = socket(to.ss_family, type, 0);
 	struct told told;
 
-	told.sent = sendto(fd, payload, bytes, 0, (struct sockaddr *)&to, length);
+	if (type == SOCK_STREAM && connect(fd, (struct sockaddr *)&to, length))
+		die("connect");
+	told.sent = type == SOCK_STREAM ? write(fd, payload, bytes)
+					: sendto(fd, payload, bytes, 0, (struct sockaddr *)&to, length);
 	told.port = port_of(fd);
 	return write(TOLD_FD, &told, sizeof(told)) == sizeof(told) ? 0 : 1;
 }
@@ -113,6 +117,19 @@ static unsigned long long start_ticks(pid_t pid)
 	return ticks;
 }
 
+/* Its end comes with its last byte: the child is gone. */
+static void take_connection(int listener)
+{
+	char bytes[65536];
+	int fd = accept(listener, NULL, NULL);
+
+	if (fd < 0)
+		die("accept");
+	while (read(fd, bytes, sizeof(bytes)) > 0)
+		;
+	close(fd);
+}
+
 static void launch(char *self, char **arguments, int told_fd)
 {
 	const long long begun = now_us();
@@ -130,52 +147,58 @@ static void launch(char *self, char **arguments, int told_fd)
 		die("vfork");
 	lifetime_us = now_us() - begun;
 	if (read(told_fd, &told, sizeof(told)) != sizeof(told)) {
-		fprintf(stderr, "short_udp: a child said nothing\n");
+		fprintf(stderr, "short_lived: a child said nothing\n");
 		exit(1);
 	}
 	printf("%d %llu %d %d %lld\n", pid, start_ticks(pid), told.port, told.sent, lifetime_us);
 	waitpid(pid, NULL, 0);
 }
 
-static int own_sink(const char *address)
+static int own_sink(int type, const char *address)
 {
 	struct sockaddr_storage at;
 	socklen_t length = parse_address(address, 0, &at);
-	int fd = socket(at.ss_family, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+	int fd = socket(at.ss_family, type | SOCK_CLOEXEC, 0);
 
-	if (bind(fd, (struct sockaddr *)&at, length))
+	if (bind(fd, (struct sockaddr *)&at, length) || (type == SOCK_STREAM && listen(fd, 64)))
 		die("bind");
-	return port_of(fd);
+	return fd;
 }
 
 int main(int argc, char **argv)
 {
-	char *address = argc > 4 ? argv[4] : "127.0.0.1";
+	char *address = argc > 5 ? argv[5] : "127.0.0.1";
 	char self[4096], port_text[16];
-	int count, port, ends[2];
+	int type, count, port, ends[2], sink = -1;
 	ssize_t length;
 
-	if (argc < 4 || argc > 5) {
-		fprintf(stderr, "usage: short_udp COUNT BYTES PORT [ADDRESS]\n");
+	if (argc < 5 || argc > 6) {
+		fprintf(stderr, "usage: short_lived udp|tcp COUNT BYTES PORT [ADDRESS]\n");
 		return 2;
 	}
-	count = atoi(argv[1]);
-	port = atoi(argv[3]);
+	type = strcmp(argv[1], "tcp") ? SOCK_DGRAM : SOCK_STREAM;
+	count = atoi(argv[2]);
+	port = atoi(argv[4]);
 	if (count == 0)
-		return send_one(atoi(argv[2]), port, address);
+		return send_once(type, atoi(argv[3]), port, address);
 
-	prctl(PR_SET_NAME, "udp-launcher");
+	prctl(PR_SET_NAME, "launcher");
 	length = readlink("/proc/self/exe", self, sizeof(self) - 1);
 	if (length < 0 || pipe(ends) || dup2(ends[1], TOLD_FD) < 0)
 		die("pipe");
 	self[length] = 0;
-	if (port == 0)
-		port = own_sink(address);
+	if (port == 0) {
+		sink = own_sink(type, address);
+		port = port_of(sink);
+	}
 	snprintf(port_text, sizeof(port_text), "%d", port);
 	printf("port %d\n", port);
 	/* COUNT 0 is the sender. */
-	char *sender[] = {self, "0", argv[2], port_text, address, NULL};
-	while (count-- > 0)
+	char *sender[] = {self, argv[1], "0", argv[3], port_text, address, NULL};
+	while (count-- > 0) {
 		launch(self, sender, ends[0]);
+		if (sink >= 0 && type == SOCK_STREAM)
+			take_connection(sink);
+	}
 	return 0;
 }
