@@ -1,39 +1,27 @@
-"""Prints each new outbound TCP connection with the process that made it.
+"""Prints each outbound connection, with the process that makes it, before its first packet.
 
-A connection is outbound if nobody here listens on its local port.
-
-    $ sudo .venv/bin/python examples/connections.py
-    curl (pid 4711)  10.0.0.5:49152 -> 10.0.0.9:443  KERNEL_EVENT
+$ sudo .venv/bin/python examples/connections.py
+curl (pid 4711) /usr/bin/curl  10.0.0.5:49152 -> 10.0.0.9:443
 """
 
+import os
 import sys
-import time
+import threading
 
 import procnet
 
-seconds = float(sys.argv[1]) if len(sys.argv) > 1 else float("inf")
-end_s = time.monotonic() + seconds
-seen = set()
+seconds = float(sys.argv[1]) if len(sys.argv) > 1 else None
+here = os.stat("/proc/self/ns/net").st_ino
 
-
-def listening_ports() -> set[int]:
-    rows, _ = procnet.sockets()
-    return {row.local_port for row in rows if row.state == "listen"}
-
-
-with procnet.Monitor(interval_s=0.5) as monitor:
-    print(f"watching {', '.join(monitor.interfaces)}", flush=True)
-    for report in monitor:
-        listening = listening_ports()
-        for flow in report.flows:
-            key = (flow.local, flow.remote, flow.process and flow.process.id)
-            if flow.protocol != "tcp" or flow.local.port in listening or key in seen:
-                continue
-            seen.add(key)
-            who, why = "unknown", flow.reason and flow.reason.value
-            if flow.process is not None:
-                who = f"{flow.process.name!a} (pid {flow.process.pid})"
-                why = flow.evidence and flow.evidence.value
-            print(f"{who}  {flow.local} -> {flow.remote}  {why}", flush=True)
-        if time.monotonic() > end_s:
-            break
+with procnet.Watch(netns=here) as watch:
+    if seconds is not None:
+        threading.Timer(seconds, watch.stop).start()
+    print("watching", flush=True)
+    for use in watch:
+        if use.kind is not procnet.EventKind.CONNECT:
+            continue
+        who = "the kernel"
+        if use.process is not None:
+            # A program chooses its name, and its path may be any bytes: !a lets no escape through.
+            who = f"{use.process.name!a} (pid {use.process.pid}) {use.process.exe!a}"
+        print(f"{who}  {use.local} -> {use.remote}", flush=True)

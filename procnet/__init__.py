@@ -19,6 +19,7 @@ from procnet.errors import (
     UsageError,
 )
 from procnet.model import (
+    EventKind,
     Evidence,
     Feature,
     Features,
@@ -37,7 +38,9 @@ from procnet.report.as_json import report_as_json
 from procnet.report.as_text import report_as_text
 from procnet.report.report import Both, Endpoint, FlowRow, ProcessRow, Report
 from procnet.report.socket_table import SocketRow
+from procnet.report.socket_use import SocketUse
 from procnet.snapshot import sockets
+from procnet.watch import Watch
 
 __version__ = "0.1.0"
 
@@ -47,6 +50,7 @@ __all__ = [
     "CaptureError",
     "ConservationError",
     "Endpoint",
+    "EventKind",
     "Evidence",
     "Feature",
     "Features",
@@ -65,10 +69,12 @@ __all__ = [
     "Socket",
     "SocketRow",
     "SocketScan",
+    "SocketUse",
     "Support",
     "Traffic",
     "UnsupportedError",
     "UsageError",
+    "Watch",
     "read_capture",
     "report_as_json",
     "report_as_text",

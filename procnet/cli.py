@@ -19,6 +19,8 @@ from procnet.report.as_json import features_as_json, report_as_json
 from procnet.report.as_text import features_as_text, frame_as_text, report_as_text
 from procnet.report.socket_table import as_json as sockets_as_json
 from procnet.report.socket_table import as_text as sockets_as_text
+from procnet.report.socket_use import as_json as use_as_json
+from procnet.report.socket_use import as_text as use_as_text
 
 FRAMES_WITHOUT_TERMINAL = 10
 _CLEAR_SCREEN = "\x1b[H\x1b[2J"
@@ -93,6 +95,11 @@ def _parser() -> argparse.ArgumentParser:
         help=f"end after N frames (without a terminal: {FRAMES_WITHOUT_TERMINAL})",
     )  # fmt: skip
     _add_sources(top)
+
+    watch = commands.add_parser("watch", help="who uses which socket, line by line as it happens")
+    watch.set_defaults(command=_watch)
+    watch.add_argument("--kernel", choices=("auto", "core", "kprobe"), default="auto")
+    _add_format(watch)
 
     sockets = commands.add_parser("sockets", help="every socket and the processes that hold it")
     sockets.set_defaults(command=_sockets)
@@ -208,6 +215,23 @@ def _top(arguments: argparse.Namespace) -> int:
             shown += 1
             if shown == frames:
                 break
+    return 0
+
+
+def _watch(arguments: argparse.Namespace) -> int:
+    # An iteration waits: it must be interrupted.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    lost = 0
+    with procnet.Watch(kernel=arguments.kernel) as watch:
+        print("watching", file=sys.stderr, flush=True)
+        for use in watch:
+            if arguments.format == "json":
+                _print_json(use_as_json(use))
+            else:
+                print(use_as_text(use), flush=True)
+            if watch.events_lost != lost:
+                lost = watch.events_lost
+                _say(f"{lost} uses could not be told: they came faster than they were read", 0)
     return 0
 
 

@@ -21,6 +21,14 @@ LOOK_SHARE = 0.1
 """Looks at the sockets take at most this share of the time, however many sockets there are."""
 
 
+def open_hooks(owners: str) -> CoreOwners | KprobeOwners:
+    """The rung ``core`` or ``kprobe``, attached.
+
+    Raises ``UnsupportedError``, ``LoadError`` or ``AccessError`` if it cannot be had.
+    """
+    return CoreOwners.open() if owners == "core" else KprobeOwners.open()
+
+
 class Witnesses:
     """Feeds a ledger with what is known of owners. Used by one thread at a time.
 
@@ -36,12 +44,8 @@ class Witnesses:
         self._ledger = ledger
         self._scanner = SocketScanner(use_diag=owners != "proc")
         self._processes = ProcessTable()
-        self.events: CoreOwners | KprobeOwners | None = None
+        self.events = open_hooks(owners) if owners in ("core", "kprobe") else None
         """The source that tells owners as it happens; None where they are only looked at."""
-        if owners == "core":
-            self.events = CoreOwners.open()
-        elif owners == "kprobe":
-            self.events = KprobeOwners.open()
         self._read_ns = time.time_ns()
         ledger.owners.boot_ns = boot_to_wall_ns()
         self._soon_s = self._regular_s = 0.0

@@ -25,7 +25,7 @@ TOP = Path(__file__).resolve().parents[1]
 
 FLOOR = frozenset({"model", "errors", "features"})
 SOURCES = frozenset({"capture", "bpf", "sockets"})
-CORRIDOR = frozenset({"monitor", "ladder", "witnesses", "offline", "snapshot"})
+CORRIDOR = frozenset({"monitor", "ladder", "witnesses", "offline", "snapshot", "watch"})
 """monitor.py and its kin: they open the doors in order, and no room knows of them."""
 
 MAY_IMPORT = {

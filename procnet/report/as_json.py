@@ -48,7 +48,15 @@ def features_as_json(features: Features) -> dict[str, Any]:
 
 
 def _process_row(row: ProcessRow) -> dict[str, Any]:
-    process = row.process
+    return {
+        **process_as_json(row.process),
+        "sent": _traffic(row.sent),
+        "received": _traffic(row.received),
+    }
+
+
+def process_as_json(process: Process) -> dict[str, Any]:
+    """All that is known of a process; text is empty, ``uid`` null where it is not."""
     return {
         "pid": process.pid,
         "start_time_ns": process.start_time_ns,
@@ -60,8 +68,6 @@ def _process_row(row: ProcessRow) -> dict[str, Any]:
         "parent_pid": process.parent_pid,
         "cgroup": process.cgroup,
         "container": process.container,
-        "sent": _traffic(row.sent),
-        "received": _traffic(row.received),
     }
 
 
@@ -70,8 +76,8 @@ def _flow_row(row: FlowRow) -> dict[str, Any]:
         "netns": row.netns,
         "interface": row.interface,
         "protocol": row.protocol,
-        "local": _endpoint(row.local),
-        "remote": _endpoint(row.remote),
+        "local": endpoint_as_json(row.local),
+        "remote": endpoint_as_json(row.remote),
         "process": None if row.process is None else _named(row.process),
         "evidence": None if row.evidence is None else row.evidence.value,
         "reason": None if row.reason is None else row.reason.value,
@@ -93,7 +99,8 @@ def _named(process: Process) -> dict[str, Any]:
     }
 
 
-def _endpoint(endpoint: Endpoint) -> dict[str, Any]:
+def endpoint_as_json(endpoint: Endpoint) -> dict[str, Any]:
+    """Address and port."""
     return {"address": endpoint.address, "port": endpoint.port}
 
 

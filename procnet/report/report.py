@@ -28,6 +28,12 @@ class Endpoint:
     address: str
     port: int
 
+    @classmethod
+    def of(cls, packed: bytes, port: int) -> Endpoint:
+        """The same from a packed address."""
+        family = socket.AF_INET if len(packed) == 4 else socket.AF_INET6
+        return cls(socket.inet_ntop(family, packed), port)
+
     def __str__(self) -> str:
         return (
             f"[{self.address}]:{self.port}"
@@ -157,8 +163,8 @@ def _flow_row(key: RowKey, row: BookedFlow, process_of: Callable[[ProcessId], Pr
         netns=flow.netns,
         interface=key.interface,
         protocol=protocol_name(flow.protocol),
-        local=Endpoint(_address(flow.local_address), flow.local_port),
-        remote=Endpoint(_address(flow.remote_address), flow.remote_port),
+        local=Endpoint.of(flow.local_address, flow.local_port),
+        remote=Endpoint.of(flow.remote_address, flow.remote_port),
         process=None if key.process is None else process_of(key.process),
         evidence=row.evidence,
         reason=key.reason,
@@ -168,8 +174,3 @@ def _flow_row(key: RowKey, row: BookedFlow, process_of: Callable[[ProcessId], Pr
         first_ns=row.first_ns,
         last_ns=row.last_ns,
     )
-
-
-def _address(packed: bytes) -> str:
-    family = socket.AF_INET if len(packed) == 4 else socket.AF_INET6
-    return socket.inet_ntop(family, packed)

@@ -47,7 +47,7 @@ from tests.kernels.guest.actors import (
     who_told,
 )
 
-CONNECT, ACCEPT, SEND, RECEIVE, CLOSE = EventKind
+CONNECT, ACCEPT, SEND, RECEIVE, CLOSE, _ = EventKind
 FAMILIES = [
     pytest.param(socket.AF_INET, "127.0.0.1", id="v4"),
     pytest.param(socket.AF_INET6, "::1", id="v6"),
