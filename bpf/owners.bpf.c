@@ -91,6 +91,7 @@ const struct {
 #define SOCK_STREAM 1
 #define SOCK_DGRAM 2
 #define SOCK_RAW 3
+#define TCP_CLOSE 7
 #define ETH_P_IP 0x0800
 #define ETH_P_IPV6 0x86dd
 #define IPPROTO_ICMP 1
@@ -1256,13 +1257,21 @@ int on_open_file(struct bpf_iter__task_file *ctx)
 		}
 	}
 	row.tuple = seen.tuple;
+	row.state = BPF_CORE_READ(sk, __sk_common.skc_state);
+	/* Over, and in no table of the kernel's any more: another one may have its tuple. */
+	if (row.tuple.protocol == IPPROTO_TCP && row.state == TCP_CLOSE && row.tuple.remote_port)
+		return 0;
+	row.family = BPF_CORE_READ(sk, __sk_common.skc_family) == AF_INET ? 4 : 6;
+	/* Bound to a group it is given what is for the group; see() has made a wildcard of it. */
+	if (row.family == 4)
+		set_ipv4(row.tuple.local_address, BPF_CORE_READ(sk, __sk_common.skc_rcv_saddr));
+	else
+		BPF_CORE_READ_INTO(&row.tuple.local_address, sk, __sk_common.skc_v6_rcv_saddr);
 	row.inode = seen.inode;
 	row.start_ns = BPF_CORE_READ(task, group_leader, start_boottime);
 	row.tgid = task->tgid;
 	row.netns = seen.netns;
 	row.uid = BPF_CORE_READ(sk, sk_uid.val);
-	row.family = BPF_CORE_READ(sk, __sk_common.skc_family) == AF_INET ? 4 : 6;
-	row.state = BPF_CORE_READ(sk, __sk_common.skc_state);
 	row.type = seen.type;
 	bpf_seq_write(ctx->meta->seq, &row, sizeof(row));
 	return 0;

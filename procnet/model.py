@@ -225,7 +225,7 @@ class Socket(NamedTuple):
 
 
 class SocketScan(NamedTuple):
-    """One look at the sockets and at who holds them.
+    """One look at the sockets and at who holds them; ``evidence`` is what that is worth.
 
     ``holders`` maps an inode to every process that has it open; one that is open nowhere is not in
     it. ``vanished_processes`` went away while they were read; ``denied_processes`` could not be
@@ -241,6 +241,7 @@ class SocketScan(NamedTuple):
     forked: frozenset[ProcessId] = frozenset()
     """Holders of which a child has ended since the look before: it may have used what it inherited,
     and no look has shown it."""
+    evidence: Evidence = Evidence.SOCKET_SCAN
 
 
 @dataclass(frozen=True, slots=True)

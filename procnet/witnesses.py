@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterable
 
 from procnet.bpf.core import CoreOwners
 from procnet.bpf.events import boot_to_wall_ns
 from procnet.bpf.kprobe import KprobeOwners
+from procnet.errors import LoadError
 from procnet.ledger.ledger import Ledger
 from procnet.model import Feature, Process, ProcessId, SocketScan
 from procnet.sockets.process import ProcessTable
@@ -19,6 +21,8 @@ CLOCK_STEP_NS = 100_000_000
 """More than a slewed clock moves between two ticks, or we wait between reading two clocks."""
 LOOK_SHARE = 0.1
 """Looks at the sockets take at most this share of the time, however many sockets there are."""
+
+_log = logging.getLogger("procnet")
 
 
 def open_hooks(owners: str) -> CoreOwners | KprobeOwners:
@@ -42,7 +46,9 @@ class Witnesses:
         self.events_lost = self.processes_lost = 0
         self._netns = netns
         self._ledger = ledger
-        self._scanner = SocketScanner(use_diag=owners != "proc")
+        self._use_diag = owners != "proc"
+        self._scanner: SocketScanner | None = None
+        self._snapshot_fails = False
         self._processes = ProcessTable()
         self.events = open_hooks(owners) if owners in ("core", "kprobe") else None
         """The source that tells owners as it happens; None where they are only looked at."""
@@ -98,10 +104,29 @@ class Witnesses:
         """Looks at the sockets now; touches no ledger, and may take long."""
         started_s = time.monotonic()
         try:
-            return self._scanner.scan(self._netns)
+            return self._snapshot() or self._scan()
         finally:
             # A look that failed is not made again at once either.
             self._pause(started_s)
+
+    def _snapshot(self) -> SocketScan | None:
+        """A look by the kernel itself, where the rung has one."""
+        if not isinstance(self.events, CoreOwners):
+            return None
+        try:
+            scan = self.events.snapshot(self._netns)
+        except LoadError as error:
+            if not self._snapshot_fails:
+                _log.warning("looking at /proc: the kernel's snapshot of the sockets: %s", error)
+            self._snapshot_fails = True
+            return None
+        self._snapshot_fails = False
+        return scan
+
+    def _scan(self) -> SocketScan:
+        if self._scanner is None:
+            self._scanner = SocketScanner(use_diag=self._use_diag)
+        return self._scanner.scan(self._netns)
 
     def take(self, scan: SocketScan) -> None:
         """Tells the ledger of a look; reads the processes that it shows for the first time."""

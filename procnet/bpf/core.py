@@ -319,7 +319,7 @@ class CoreOwners(Telling):
         with self._lock:
             closed = self._final_loss is not None
             rows = b"" if closed else self._bpf.run_iterator(_ITERATOR)
-        return decode_snapshot(rows, started_ns, netns)
+        return decode_snapshot(rows, started_ns, time.time_ns(), netns)
 
 
 def _as_error(obstacle: Obstacle) -> Exception:

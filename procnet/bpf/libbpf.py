@@ -167,7 +167,7 @@ class BpfObject:
         )
 
     def run_iterator(self, program: str) -> bytes:
-        """Runs an iterator to its end; what it wrote."""
+        """Runs an iterator to its end; what it wrote. Raises LoadError."""
         self.attach(program)
         link = self._links.pop()
         try:
@@ -176,7 +176,11 @@ class BpfObject:
             if descriptor < 0:
                 raise _refusal(f"run {program}", -descriptor, lines)
             with os.fdopen(descriptor, "rb", buffering=0) as stream:
-                return b"".join(iter(lambda: stream.read(_READ_BYTES), b""))
+                # None, EAGAIN, after a million objects for which it wrote nothing: to be read on
+                # (MAX_ITER_OBJECTS, kernel/bpf/bpf_iter.c).
+                return b"".join(filter(None, iter(lambda: stream.read(_READ_BYTES), b"")))
+        except OSError as error:
+            raise _refusal(f"read {program}", error.errno or 0, []) from error
         finally:
             self._library.bpf_link__destroy(link)
 

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import struct
-import time
 
-from procnet.model import CLOCK_TICK_NS, TCP, ProcessId, Socket, SocketScan, unmapped
+from procnet.model import CLOCK_TICK_NS, TCP, Evidence, ProcessId, Socket, SocketScan, unmapped
 
 OPEN_SOCKET = struct.Struct("=16s16sHHB3xQQIIIBBBx")
 """struct procnet_open_socket in bpf/owners.bpf.c."""
@@ -18,39 +17,53 @@ _STATES = {
     6: "time_wait", 7: "unconnected", 8: "close_wait", 9: "last_ack", 10: "listen", 11: "closing",
     12: "syn_recv", 13: "bound_inactive",
 }  # fmt: skip
+_TCP_STATES = {**_STATES, 7: "bound_inactive"}  # neither listening nor connected
 
 
-def decode_snapshot(rows: bytes, started_ns: int, netns: int | None) -> SocketScan:
+class _Addresses(dict[bytes, bytes]):
+    """The addresses of the rows as we keep them: many sockets, few addresses."""
+
+    def __missing__(self, mapped: bytes) -> bytes:
+        address = self[mapped] = unmapped(mapped)
+        return address
+
+
+def decode_snapshot(rows: bytes, started_ns: int, ended_ns: int, netns: int | None) -> SocketScan:
     """One socket for each inode, and who has it open. As in /proc/net, none without an address."""
-    sockets: dict[int, Socket] = {}
-    holders: dict[int, set[ProcessId]] = {}
+    addresses = _Addresses()
+    sockets: list[Socket] = []
+    holders: dict[int, frozenset[ProcessId]] = {}
+    shared: dict[int, set[ProcessId]] = {}
+    # The rows come process by process: one set for all the sockets of each.
+    last, alone = (0, 0), frozenset[ProcessId]()
     for (
         local, remote, local_port, remote_port, protocol, inode, start_ns, pid, its_netns, uid,
         family, state, kind,
     ) in OPEN_SOCKET.iter_unpack(rows):  # fmt: skip
         if netns not in (None, its_netns) or not (local_port or kind == _SOCK_RAW):
             continue
-        process = ProcessId(pid, start_ns - start_ns % CLOCK_TICK_NS)
-        known = holders.get(inode)
-        if known is not None:
-            known.add(process)
-            continue
-        holders[inode] = {process}
-        sockets[inode] = Socket(
-            its_netns, protocol, family, unmapped(local), local_port, unmapped(remote), remote_port,
-            _state(state, protocol), inode, uid,
-        )  # fmt: skip
+        if last != (pid, start_ns):
+            last = (pid, start_ns)
+            alone = frozenset((ProcessId(pid, start_ns - start_ns % CLOCK_TICK_NS),))
+        first = holders.get(inode)
+        if first is None:
+            holders[inode] = alone
+            names = _TCP_STATES if protocol == TCP else _STATES
+            sockets.append(
+                Socket(
+                    its_netns, protocol, family, addresses[local], local_port, addresses[remote],
+                    remote_port, names.get(state, "unknown"), inode, uid,
+                )
+            )  # fmt: skip
+        elif first is not alone:
+            shared.setdefault(inode, set(first)).update(alone)
+    holders.update((inode, frozenset(processes)) for inode, processes in shared.items())
     return SocketScan(
         started_ns=started_ns,
-        ended_ns=time.time_ns(),
-        sockets=list(sockets.values()),
-        holders={inode: frozenset(processes) for inode, processes in holders.items()},
+        ended_ns=ended_ns,
+        sockets=sockets,
+        holders=holders,
         vanished_processes=0,
         denied_processes=0,
+        evidence=Evidence.KERNEL_SNAPSHOT,
     )
-
-
-def _state(number: int, protocol: int) -> str:
-    if number == 7 and protocol == TCP:  # bound, and neither listening nor connected
-        return "bound_inactive"
-    return _STATES.get(number, "unknown")

@@ -214,7 +214,13 @@ class OwnerTable:
             identity = (key, socket.inode)
             claim = self._sighted.get(identity)
             forked = not scan.forked.isdisjoint(holders)
-            if claim is not None and claim.is_open and claim.users == holders and not forked:
+            if (
+                claim is not None
+                and claim.is_open
+                and claim.users == holders
+                and claim.evidence in (scan.evidence, Evidence.LISTENER)
+                and not forked
+            ):
                 claim.sure_to_ns = scan.started_ns
                 sighted[identity] = claim
                 continue
@@ -290,7 +296,7 @@ class OwnerTable:
             self._contested[key] = scan.ended_ns + CONTESTED_NS
         claim = Claim(
             holders,
-            Evidence.LISTENER if table is self._listeners else Evidence.SOCKET_SCAN,
+            Evidence.LISTENER if table is self._listeners else scan.evidence,
             inode,
             begin_ns=begin_ns,
             sure_from_ns=scan.ended_ns,

@@ -1,7 +1,14 @@
 """What the kernel tells reaches the ledger, and so does what it could not tell."""
 
+import logging
+
+import pytest
+
+from procnet.bpf.core import CoreOwners
+from procnet.errors import LoadError
 from procnet.ledger.ledger import Ledger
-from procnet.model import EventKind, OwnerEvent, Process
+from procnet.model import EventKind, Evidence, OwnerEvent, Process, SocketScan
+from procnet.sockets.scanner import SocketScanner
 from procnet.witnesses import Witnesses
 from tests.unit.ledger.world import ALICE, NETNS, T0, flow
 
@@ -59,3 +66,52 @@ def test_a_process_that_is_gone_has_what_the_kernel_told() -> None:
     witnesses.observe()
     process = witnesses.process(ALICE)
     assert (process.name, process.exe, process.parent_pid) == ("a", "/usr/bin/a", 7)
+
+
+class Core(CoreOwners):
+    """A kernel that takes snapshots, or refuses."""
+
+    refuses = False
+
+    def __init__(self) -> None:
+        self.asked: list[int | None] = []
+
+    def snapshot(self, netns: int | None = None) -> SocketScan:
+        self.asked.append(netns)
+        if self.refuses:
+            raise LoadError("no more memory")
+        return SocketScan(T0, T0, [], {}, 0, 0, evidence=Evidence.KERNEL_SNAPSHOT)
+
+
+def test_the_core_rung_looks_by_the_kernels_snapshot_and_by_proc_only_where_that_fails(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    made: list[SocketScanner] = []
+
+    class Scanner(SocketScanner):
+        def __init__(self, **options: bool) -> None:
+            super().__init__(**options)
+            made.append(self)
+
+    monkeypatch.setattr("procnet.witnesses.SocketScanner", Scanner)
+    witnesses = Witnesses("sock_diag", NETNS, Ledger())
+    core = Core()
+    witnesses.events = core
+    with caplog.at_level(logging.WARNING, "procnet"):
+        assert witnesses.scan().evidence is Evidence.KERNEL_SNAPSHOT
+        assert (core.asked, made, caplog.messages) == ([NETNS], [], [])
+        for _ in range(3):
+            core.refuses = True
+            assert witnesses.scan().evidence is Evidence.SOCKET_SCAN
+            assert witnesses.scan().evidence is Evidence.SOCKET_SCAN
+            core.refuses = False
+            assert witnesses.scan().evidence is Evidence.KERNEL_SNAPSHOT
+    assert len(made) == 1
+    assert len(caplog.messages) == 3  # once for each time that it began to fail
+    assert all("no more memory" in message for message in caplog.messages)
+
+
+def test_without_core_hooks_looking_is_by_proc() -> None:
+    witnesses = Witnesses("proc", NETNS, Ledger())
+    witnesses.events = ForeignHooks()  # type: ignore[assignment]
+    assert witnesses.scan().evidence is Evidence.SOCKET_SCAN

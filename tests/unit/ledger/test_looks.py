@@ -215,3 +215,41 @@ def test_a_child_that_came_and_went_between_two_looks_may_have_been_it() -> None
     world.look(400, (udp_socket(), {ALICE}))
     world.settle(410)
     assert world.verdicts() == {ALICE: (2, 28), Reason.AMBIGUOUS: (1, 13)}
+
+
+def evidence_of(world: World) -> set[Evidence | None]:
+    return {row.evidence for key, row in world.ledger.account().rows}
+
+
+def test_what_a_look_founds_has_the_evidence_of_that_look() -> None:
+    for evidence in (Evidence.KERNEL_SNAPSHOT, Evidence.SOCKET_SCAN):
+        world = World()
+        world.look(0, (udp_socket(), {ALICE}), evidence=evidence)
+        world.packets(50)
+        world.look(100, (udp_socket(), {ALICE}), evidence=evidence)
+        world.settle(110)
+        assert world.verdicts() == {ALICE: (1, 101)}
+        assert evidence_of(world) == {evidence}
+
+
+def test_who_listens_is_the_listener_by_any_look() -> None:
+    world = World()
+    for at_ms, evidence in ((0, Evidence.KERNEL_SNAPSHOT), (100, Evidence.SOCKET_SCAN)):
+        world.look(at_ms, (listener(80), {ALICE}), evidence=evidence)
+        world.packets(at_ms + 50, SERVER, sent=False)
+    world.look(200, (listener(80), {ALICE}))
+    world.settle(210, final=True)
+    assert world.verdicts() == {ALICE: (2, 202)}
+    assert evidence_of(world) == {Evidence.LISTENER}
+
+
+def test_a_weaker_look_does_not_confirm_a_better_one() -> None:
+    world = World()
+    world.look(0, (udp_socket(), {ALICE}), evidence=Evidence.KERNEL_SNAPSHOT)
+    for at_ms in (100, 200):
+        world.look(at_ms, (udp_socket(), {ALICE}), evidence=Evidence.SOCKET_SCAN)
+    world.packets(250)
+    world.look(300, (udp_socket(), {ALICE}), evidence=Evidence.SOCKET_SCAN)
+    world.settle(310)
+    assert world.verdicts() == {ALICE: (1, 101)}
+    assert evidence_of(world) == {Evidence.SOCKET_SCAN}

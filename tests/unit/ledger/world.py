@@ -9,6 +9,7 @@ from procnet.model import (
     TCP,
     UDP,
     EventKind,
+    Evidence,
     FlowCount,
     FlowKey,
     OwnerEvent,
@@ -108,6 +109,7 @@ class World:
         at_ms: float,
         *sockets: tuple[Socket, set[ProcessId]],
         forked: frozenset[ProcessId] = frozenset(),
+        evidence: Evidence = Evidence.SOCKET_SCAN,
     ) -> set[ProcessId]:
         scan = SocketScan(
             T0 + int(at_ms * MS),
@@ -117,6 +119,7 @@ class World:
             0,
             0,
             forked,
+            evidence,
         )
         return self.ledger.look(scan)
 
