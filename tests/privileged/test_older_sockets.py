@@ -5,6 +5,7 @@ from __future__ import annotations
 import array
 import ctypes
 import os
+import resource
 import signal
 import socket
 import threading
@@ -24,6 +25,8 @@ from tests.privileged.namespace import WAIT_S, Namespace, wait_until
 CLONE_FILES = 0x400
 BULK_BYTES = 23 * 997
 DATAGRAMS, DATAGRAM_BYTES = 7, 101
+FILES = 2_100_001
+"""The iterator passes a million in one read (MAX_ITER_OBJECTS), the first of which has rows."""
 
 
 class Actor:
@@ -343,3 +346,39 @@ def test_a_thread_with_descriptors_of_its_own_is_seen_by_the_kernel_alone(
     loopback: Namespace,
 ) -> None:
     assert loopback.call(look_at_a_thread_of_its_own) == (True, False)
+
+
+def look_past_millions_of_files() -> int:
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    each = min(limit, FILES) - 100
+    resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    for _ in range(each):
+        os.dup(nothing)
+    pids = [pause() for _ in range(FILES // each + 1)]
+    try:
+        with udp() as last:
+            pids.append(pause())
+            owners = CoreOwners.open()
+            try:
+                scan = owners.snapshot(os.stat("/proc/self/ns/net").st_ino)
+            finally:
+                owners.close()
+            return len(scan.holders[inode(last)])
+    finally:
+        for pid in pids:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+
+
+def pause() -> int:
+    """Forks off a process that does nothing, with all that is open here."""
+    pid = os.fork()
+    if pid == 0:
+        while True:
+            signal.pause()
+    return pid
+
+
+def test_processes_cannot_hide_a_socket_behind_millions_of_files(loopback: Namespace) -> None:
+    assert loopback.call(look_past_millions_of_files) == 2
