@@ -35,15 +35,18 @@ def decode_snapshot(rows: bytes, started_ns: int, ended_ns: int, netns: int | No
     holders: dict[int, frozenset[ProcessId]] = {}
     shared: dict[int, set[ProcessId]] = {}
     # The rows come process by process: one set for all the sockets of each.
-    last, alone = (0, 0), frozenset[ProcessId]()
+    last_pid = last_start_ns = 0
+    alone = frozenset[ProcessId]()
     for (
         local, remote, local_port, remote_port, protocol, inode, start_ns, pid, its_netns, uid,
         family, state, kind,
     ) in OPEN_SOCKET.iter_unpack(rows):  # fmt: skip
-        if netns not in (None, its_netns) or not (local_port or kind == _SOCK_RAW):
+        if its_netns != netns and netns is not None:
             continue
-        if last != (pid, start_ns):
-            last = (pid, start_ns)
+        if not local_port and kind != _SOCK_RAW:
+            continue
+        if pid != last_pid or start_ns != last_start_ns:
+            last_pid, last_start_ns = pid, start_ns
             alone = frozenset((ProcessId(pid, start_ns - start_ns % CLOCK_TICK_NS),))
         first = holders.get(inode)
         if first is None:
