@@ -7,6 +7,7 @@ import io
 import json
 import logging
 import os
+import select
 import shutil
 import signal
 import sys
@@ -23,6 +24,7 @@ from procnet.report.socket_use import as_json as use_as_json
 from procnet.report.socket_use import as_text as use_as_text
 
 FRAMES_WITHOUT_TERMINAL = 10
+_STOP_WITHIN_MS = 250
 _CLEAR_SCREEN = "\x1b[H\x1b[2J"
 
 
@@ -219,16 +221,20 @@ def _top(arguments: argparse.Namespace) -> int:
 
 
 def _watch(arguments: argparse.Namespace) -> int:
-    # An iteration waits: it must be interrupted.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    lost = 0
+    stop = _stop_at_signal()
+    stopping, lost = False, 0
+    poller = select.poll()
     with procnet.Watch(kernel=arguments.kernel) as watch:
         print("watching", file=sys.stderr, flush=True)
-        for use in watch:
-            if arguments.format == "json":
-                _print_json(use_as_json(use))
-            else:
-                print(use_as_text(use), flush=True)
+        poller.register(watch, select.POLLIN)
+        while not stopping:
+            poller.poll(_STOP_WITHIN_MS)
+            stopping = stop.is_set()
+            for use in watch.read():
+                if arguments.format == "json":
+                    _print_json(use_as_json(use))
+                else:
+                    print(use_as_text(use), flush=True)
             if watch.events_lost != lost:
                 lost = watch.events_lost
                 _say(f"{lost} uses could not be told: they came faster than they were read", 0)
