@@ -20,7 +20,7 @@ from typing import TypeVar
 import pytest
 
 from procnet.capture.counter import Counter
-from procnet.capture.handle import InterfaceGoneError, LiveHandle, probe
+from procnet.capture.handle import SNAPLEN_BYTES, InterfaceGoneError, LiveHandle, probe
 from procnet.capture.interfaces import (
     InterfaceWatch,
     default_interfaces,
@@ -333,6 +333,47 @@ def test_what_the_kernel_drops_is_a_number(cable: Space) -> None:
         assert received[0] + dropped == packets
         assert handle.dropped_packets() == dropped
     assert handle.dropped_packets() == dropped
+
+
+def send_over_loopback(space: Space, payload_bytes: int, packets: int) -> None:
+    def send() -> None:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as receiver:
+            receiver.bind(("127.0.0.1", 0))
+            with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
+                for _ in range(packets):
+                    sender.sendto(bytes(payload_bytes), receiver.getsockname())
+
+    space.inside(send)
+
+
+def test_a_loopback_packet_that_is_dropped_is_one(space: Space) -> None:
+    packets = 20_011
+    received: list[None] = []
+    with space.inside(lambda: LiveHandle("lo", buffer_bytes=256 << 10)) as handle:
+        send_over_loopback(space, 101, packets)
+        read_until(
+            handle,
+            lambda *_: received.append(None),
+            lambda: len(received) + handle.dropped_packets() >= packets,
+        )
+        assert handle.dropped_packets() > 0
+        assert len(received) + handle.dropped_packets() == packets
+
+
+def test_large_packets_take_no_more_room_than_their_headers(space: Space) -> None:
+    """As a whole they would be six times as large as the buffer."""
+    packets, payload_bytes = 101, 60_013
+    space.ip("link", "set", "lo", "mtu", "65536")
+    found: list[int] = []
+    with space.inside(lambda: LiveHandle("lo", buffer_bytes=1 << 20)) as handle:
+        send_over_loopback(space, payload_bytes, packets)
+        read_until(
+            handle,
+            lambda timestamp, frame: found.append(len(frame)),
+            lambda: len(found) + handle.dropped_packets() >= packets,
+        )
+        assert handle.dropped_packets() == 0
+    assert found == [SNAPLEN_BYTES] * packets
 
 
 def test_a_batch_ends_although_more_has_come(cable: Space) -> None:
