@@ -74,7 +74,7 @@ def _features(kernel: str, counting: str, *, every: bool) -> Features:
     not_built = {name: no(f"{name} counting", _NOT_BUILT) for name in ("kernel", "socket")}
     if counting in not_built:
         _refuse(f"--counting {counting}", not_built[counting])
-    python = handle.probe()
+    python = handle.probe() if every else handle.promise()
     names = {"auto": tuple(name for name, _, _ in _OWNERS), "off": _LOOKING}.get(kernel, (kernel,))
     owners = ""
     tried = []

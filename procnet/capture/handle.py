@@ -28,7 +28,7 @@ from procnet.capture.decode import LINK_TYPES
 from procnet.capture.interfaces import list_interfaces
 from procnet.capture.kernel_filter import keep_headers
 from procnet.errors import AccessError, CaptureError, UnsupportedError, UsageError
-from procnet.model import Feature
+from procnet.model import Feature, Support
 
 PacketCallback = Callable[[float, bytes], object]
 """Called with the time, seconds since 1970, and the bytes that were captured."""
@@ -320,10 +320,19 @@ class FileHandle(_Handle):
 
 
 def probe() -> Feature:
-    """Whether this process may capture here, tried by opening what libpcap will open."""
+    """Whether this process may capture here, tried by opening what libpcap will open; by which
+    version of what."""
+    found = promise()
+    if found.support is not Support.YES:
+        return found
+    return features.yes(found.name, f"{found.reason}; {_describe(_module())}")
+
+
+def promise() -> Feature:
+    """The same without the versions, which take longer to find than all the rest."""
     name = "python counting"
     try:
-        version = _describe(_module())
+        _module()
     except UnsupportedError as error:
         return features.no(name, str(error), _MODULE_REMEDY)
     try:
@@ -334,7 +343,7 @@ def probe() -> Feature:
         if error.errno in (errno.EAFNOSUPPORT, errno.EPROTONOSUPPORT):
             return features.no(name, f"the kernel has no packet sockets: {error.strerror}")
         return features.unknown(name, f"a packet socket could not be opened: {error.strerror}")
-    return features.yes(name, f"a packet socket could be opened; {version}")
+    return features.yes(name, "a packet socket could be opened")
 
 
 def _require_access(name: str) -> None:
