@@ -168,13 +168,14 @@ def _load(host: Host, image: bytes, ring_bytes: int | None) -> _Loaded:
     """
     from procnet.bpf import libbpf
 
-    names, traces_functions = known_names(host), libbpf.can_trace_functions()
+    traces_functions = libbpf.can_trace_functions()
     refused: dict[str, str] = {}
     said = ""
     root = cgroup.open_root(host.proc_root)
     try:
         for _ in range(_TRIES):
-            choice = choose(names, traces_functions, refused)
+            # The names are megabytes, and not kept: libbpf is about to read them too.
+            choice = choose(known_names(host), traces_functions, refused)
             lacking = [question for question in _INDISPENSABLE if question in choice.missing]
             if lacking:
                 why = "; ".join(f"{question} ({choice.missing[question]})" for question in lacking)
