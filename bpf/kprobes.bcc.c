@@ -397,6 +397,12 @@ int on_tcp_sendmsg(struct pt_regs *ctx, struct sock *sk)
 	return tell_connected(sk, PROCNET_SEND);
 }
 
+/* sendfile() and splice(), until they became tcp_sendmsg() (6.5, dc97391e6610). */
+int on_tcp_sendpage(struct pt_regs *ctx, struct sock *sk)
+{
+	return tell_connected(sk, PROCNET_SEND);
+}
+
 int on_tcp_recvmsg(struct pt_regs *ctx, struct sock *sk)
 {
 	return tell_connected(sk, PROCNET_RECEIVE);

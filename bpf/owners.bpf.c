@@ -583,6 +583,13 @@ int BPF_PROG(on_tcp_sendmsg, struct sock *sk)
 	return use_tcp(sk, PROCNET_SEND);
 }
 
+/* sendfile() and splice(), until they became tcp_sendmsg() (6.5, dc97391e6610). */
+SEC("fentry/tcp_sendpage")
+int BPF_PROG(on_tcp_sendpage, struct sock *sk)
+{
+	return use_tcp(sk, PROCNET_SEND);
+}
+
 /*
  * Data was taken, by recv() or splice(). A kernel user of the socket (strparser, sockmap) takes it
  * in softirq, where the socket is not locked by a process and `current` is anybody.

@@ -30,6 +30,7 @@ HOOKS = (
     ("accept", "security_sock_graft", "on_sock_graft", False),
     ("accept", "inet_csk_accept", "on_csk_accept_return", True),
     ("tcp_sendmsg", "tcp_sendmsg", "on_tcp_sendmsg", False),
+    ("tcp_sendpage", "tcp_sendpage", "on_tcp_sendpage", False),
     ("tcp_recvmsg", "tcp_recvmsg", "on_tcp_recvmsg", False),
     ("tcp_splice_read", "tcp_splice_read", "on_tcp_splice_read", False),
     ("udp_sendmsg", "udp_sendmsg", "on_udp_sendmsg", False),
@@ -43,6 +44,8 @@ HOOKS = (
     ("inet_release", "inet_release", "on_inet_release", False),
     ("finalize_exec", "finalize_exec", "on_finalize_exec", False),
 )
+# Whoever does not have it has no use for it (6.5, dc97391e6610).
+UNTIL_THEN = ("tcp_sendpage",)
 
 
 class Attempt:
@@ -77,7 +80,8 @@ def attach_hooks(program: Any) -> tuple[list[str], dict[str, str]]:
         with Attempt() as attempt:
             attach(event=function, fn_name=name)
         if attempt.refusal:
-            missing[hook] = attempt.refusal
+            if hook not in UNTIL_THEN:
+                missing[hook] = attempt.refusal
         else:
             attached.append(hook)
             missing.pop(hook, None)

@@ -68,6 +68,7 @@ _QUESTIONS: dict[str, tuple[tuple[Hook, ...], ...]] = {
     "send": ((_EGRESS,),),
     "TCP send": (
         (_tracepoint("tcp_sendmsg_locked", "on_tcp_sendmsg_locked"),),
+        (_function("tcp_sendmsg", "on_tcp_sendmsg"), _function("tcp_sendpage", "on_tcp_sendpage")),
         (_function("tcp_sendmsg", "on_tcp_sendmsg"),),
         (_tracepoint("sock_send_length", "on_tcp_send_length"),),
     ),
