@@ -74,6 +74,13 @@ apt() {
         apt-get -qq -o DPkg::Lock::Timeout=300 "$@" >/dev/null
 }
 
+# The newest of them, with its headers.
+has_second_kernel() {
+    local image
+    image=$(compgen -G "$second_kernel" | sort -V | tail -n 1)
+    [ -n "$image" ] && [ -e "/lib/modules/${image#/boot/vmlinuz-}/build" ]
+}
+
 # -- the distribution's packages ---------------------------------------------------------------
 
 install_packages() {
@@ -89,7 +96,7 @@ install_packages() {
     done
     # Debian 12 packages a second kernel, under a name of its own for each version.
     local want_second=
-    if [ "$level" = vm ] && [ "$kernel" = amd64 ] && ! compgen -G "$second_kernel" >/dev/null; then
+    if [ "$level" = vm ] && [ "$kernel" = amd64 ] && ! has_second_kernel; then
         want_second=yes
     fi
     local want_headers=
@@ -107,7 +114,7 @@ install_packages() {
         newest=$(apt-cache search --names-only '^linux-image-6\.12\.[0-9]+\+deb12-amd64$' |
             cut -d ' ' -f 1 | sort -V | tail -n 1)
         [ -n "$newest" ] || fail "no package linux-image-6.12.*+deb12-amd64 for the virtual machine"
-        missing+=("$newest")
+        missing+=("$newest" "${newest/image/headers}")
     fi
     if [ -n "$want_headers" ]; then
         if apt-cache show "$headers" >/dev/null 2>&1; then

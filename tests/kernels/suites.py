@@ -20,7 +20,7 @@ def run_suites(
     remedy: str,
     suites: Mapping[str, int],
     directory: Path,
-    environment: Mapping[str, str] | None = None,
+    environment: Mapping[str, str],
 ) -> None:
     """Boots the newest /boot/``pattern`` and runs ``suites`` (selection: how many tests) there.
 
@@ -31,9 +31,19 @@ def run_suites(
     if not images:
         pytest.fail(f"no /boot/{pattern}; on Debian 12: {remedy}", pytrace=False)
     report = directory / "guest.xml"
-    settings = [f"{name}={value}" for name, value in (environment or {}).items()]
+    settings = [f"{name}={value}" for name, value in environment.items()]
     pytest_call = shlex.join(
-        ["env", *settings, sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-s"]
+        [
+            "env",
+            *settings,
+            sys.executable,
+            "-m",
+            "pytest",
+            "-p",
+            "no:cacheprovider",
+            "-s",
+            "--durations=5",
+        ]
     )
     result = run_in_vm(
         images[-1],

@@ -1,0 +1,55 @@
+"""Every family of hooks on other kernels: boots each, and runs the native suites there."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.kernels.suites import run_suites
+
+KERNELS = {
+    # Each with headers of the same release, for BCC; docs and bpf/README.md quote this list.
+    "6.1": ("vmlinuz-6.1.0-*-amd64", "apt-get install linux-image-amd64 linux-headers-amd64"),
+    "6.12": (
+        "vmlinuz-6.12.*+deb12-amd64",
+        "apt-get install the newest linux-image-6.12.*+deb12-amd64 and its headers (make ready-vm"
+        " does)",
+    ),
+}
+# How many tests there are, so that none can go missing in silence.
+FACTS = {
+    "tests/privileged/owners/test_tcp.py": 18,
+    "tests/privileged/owners/test_datagrams.py": 20,
+    "tests/privileged/owners/test_raw.py": 7,
+    "tests/privileged/owners/test_processes.py": 16,
+}
+CORE = {
+    **FACTS,
+    "tests/privileged/owners/test_core.py": 8,
+    "tests/privileged/test_sharing.py::test_the_kernel_names_every_user": 8,
+    "tests/privileged/test_short_lived.py::test_the_kernel_names_every_short_lived_sender": 2,
+}
+KPROBE = {
+    **FACTS,
+    "tests/privileged/owners/test_kprobe.py": 8,
+    "tests/kernels/guest/test_report_guest.py": 15,
+}
+
+
+# Before 6.3 the CO-RE rung itself refuses to go without fentry.
+@pytest.mark.vm
+@pytest.mark.parametrize(
+    ("version", "family", "suites"),
+    [
+        pytest.param("6.1", "core", CORE, id="6.1-core"),
+        pytest.param("6.1", "kprobe", KPROBE, id="6.1-kprobe"),
+        pytest.param("6.12", "core", CORE, id="6.12-core"),
+        pytest.param("6.12", "core-without-fentry", FACTS, id="6.12-core-without-fentry"),
+        pytest.param("6.12", "kprobe", FACTS, id="6.12-kprobe"),
+    ],
+)
+def test_the_native_suites_pass(
+    version: str, family: str, suites: dict[str, int], tmp_path: Path
+) -> None:
+    run_suites(*KERNELS[version], suites, tmp_path, {"PROCNET_OWNERS": family})

@@ -1,0 +1,65 @@
+"""One suite of questions, one family of hooks to answer them.
+
+PROCNET_OWNERS
+    core: CO-RE, with the hooks that this kernel has (when unset).
+    core-without-fentry: the same, as if the kernel loaded no fentry programs.
+    kprobe: kprobes, compiled by BCC.
+
+test_core.py and test_kprobe.py are about one family and run with that one only.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from procnet.bpf import libbpf
+from procnet.bpf.core import CoreOwners
+from procnet.bpf.kprobe import KprobeOwners
+from tests.privileged.lab import Namespace
+from tests.privileged.owners.actors import Witness, entered
+from tests.privileged.owners.gaps import Owners
+
+FAMILY = os.environ.get("PROCNET_OWNERS", "core")
+OPEN = {
+    "core": CoreOwners.open,
+    "core-without-fentry": CoreOwners.open,
+    "kprobe": KprobeOwners.open,
+}[FAMILY]
+collect_ignore = ["test_core.py" if FAMILY == "kprobe" else "test_kprobe.py"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def without_functions() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        if FAMILY == "core-without-fentry":
+            patch.setattr(libbpf, "can_trace_functions", lambda: False)
+        yield
+
+
+# BCC compiles for a minute in an emulated machine; nobody else is there to be in the way of.
+@pytest.fixture(scope="session" if FAMILY == "kprobe" else "module")
+def owners() -> Iterator[Owners]:
+    opened = OPEN()
+    yield opened
+    opened.close()
+
+
+@pytest.fixture(scope="module")
+def inside() -> Iterator[Namespace]:
+    """This very process is in a network namespace of the module's own: what it forks, too."""
+    with Namespace("owners") as made, entered(made.path):
+        Path("/proc/sys/net/ipv4/ping_group_range").write_text("0 2147483647")
+        yield made
+
+
+@pytest.fixture
+def witness(owners: Owners, inside: Namespace) -> Iterator[Witness]:
+    lost = owners.events_lost()
+    owners.read()
+    yield Witness(owners)
+    owners.read()
+    assert owners.events_lost() == lost, "events were lost during the test"

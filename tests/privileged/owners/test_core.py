@@ -1,0 +1,212 @@
+"""What is CO-RE's alone, on the kernel that runs; also run inside virtual machines."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+from procnet.bpf.core import CoreOwners, probe
+from procnet.model import EventKind, Socket, Support
+from procnet.sockets.scanner import SocketScanner
+from tests.privileged.lab import TOP, Namespace, wait_until
+from tests.privileged.owners.actors import (
+    INET,
+    INET6,
+    LO,
+    Child,
+    Witness,
+    close,
+    connection,
+    inode,
+    kinds,
+    open_files,
+    run,
+    tuple_told,
+    udp,
+    who,
+    who_told,
+)
+
+CONNECT, ACCEPT, SEND, RECEIVE, CLOSE = EventKind
+
+
+def test_every_question_has_its_hook(owners: CoreOwners) -> None:
+    print(owners.hooks, owners.feature())
+    assert set(owners.missing_hooks) <= {"receive"}  # 6.1 has no tracepoint for it
+    assert owners.feature().support is Support.YES
+    assert probe().support is Support.YES
+
+
+def test_sockets_that_are_older_than_the_hooks(inside: Namespace) -> None:
+    client, accepted, listener = connection()
+    sender, sink, quiet = udp(), udp(bound="127.0.0.1"), udp(bound="127.0.0.1")
+    owners = CoreOwners.open()
+    try:
+        witness = Witness(owners)
+        run(lambda: len(accepted.getpeername()), b"asker")
+        client.send(b"x")
+        accepted.recv(1)
+        sender.sendto(b"x", sink.getsockname())
+        sink.recvfrom(1)
+        assert kinds(witness.of(client)) == [SEND]
+        assert kinds(witness.of(accepted)) == [RECEIVE]  # not ACCEPT, by whoever asks
+        (sent,) = witness.of(sender)
+        assert tuple_told(sent)[1:] == (sender.getsockname()[1], LO, sink.getsockname()[1])
+        assert kinds(witness.of(sink)) == [RECEIVE]
+        for event in (*witness.of(client), sent):
+            assert who_told(event) == who()
+        assert witness.of(quiet) == []
+    finally:
+        owners.close()
+        close(client, accepted, listener, sender, sink, quiet)
+
+
+def test_a_snapshot_is_what_proc_shows(owners: CoreOwners, inside: Namespace) -> None:
+    client, accepted, listener = connection(INET6, "::ffff:127.0.0.1")
+    bound, unbound = udp(bound="127.0.0.1"), udp()
+    connected = udp(INET6)
+    connected.connect(("::1", 9))
+    raw = socket.socket(INET, socket.SOCK_RAW, 253)
+    child = Child(lambda: time.sleep(1.0))
+    try:
+        expected = SocketScanner().scan(inside.inode)
+        scan = owners.snapshot(inside.inode)
+        wildcard = {bytes(4): b"", bytes(16): b""}
+
+        def comparable(sockets: list[Socket]) -> set[Socket]:
+            # Of an earlier test's connections, in TIME_WAIT, nobody has a socket.
+            opened = (each for each in sockets if each.inode)
+            return {s._replace(remote_address=wildcard.get(s[5], s[5])) for s in opened}
+
+        assert comparable(scan.sockets) == comparable(expected.sockets)
+        assert len(scan.sockets) == 6
+        assert scan.holders == expected.holders
+        assert {len(holders) for holders in scan.holders.values()} == {2}
+        assert inode(unbound) not in scan.holders
+        assert len(owners.snapshot().sockets) >= 6
+    finally:
+        child.result()
+        close(client, accepted, listener, bound, unbound, connected, raw)
+
+
+def test_a_full_ring_is_counted(inside: Namespace) -> None:
+    owners = CoreOwners.open(ring_bytes=4096)
+    sender, sink = udp(), udp(bound="0.0.0.0")
+    try:
+        port = sink.getsockname()[1]
+        peers = [f"127.1.0.{n}" for n in range(1, 200)]
+        for peer in peers:
+            sender.sendto(b"x", (peer, port))
+        lost = owners.events_lost()
+        events = [event for event in owners.read() if event.inode == inode(sender)]
+        assert lost > 0
+        assert len(events) < len(peers) <= len(events) + lost
+        # What was lost is told when it happens again, what was told is not.
+        for peer in (peers[0], peers[-1]):
+            sender.sendto(b"x", (peer, port))
+        again = [event for event in owners.read() if event.inode == inode(sender)]
+        assert [event.remote_address for event in again] == [socket.inet_aton(peers[-1])]
+    finally:
+        owners.close()
+        close(sender, sink)
+
+
+def attached() -> set[int]:
+    """BPF links of the whole machine: other programs attach and detach, too."""
+    library = ctypes.CDLL("libbpf.so.1")
+    numbers, link = set(), ctypes.c_uint32(0)
+    while library.bpf_link_get_next_id(link, ctypes.byref(link)) == 0:
+        numbers.add(link.value)
+    return numbers
+
+
+def links_of(pid: int) -> set[int]:
+    """Those that a process has open."""
+    links = set()
+    for path in Path(f"/proc/{pid}/fdinfo").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # what this loop itself had open
+            links |= {int(n) for n in re.findall(r"^link_id:\s*(\d+)", path.read_text(), re.M)}
+    return links
+
+
+def test_close_gives_everything_back(owners: CoreOwners) -> None:
+    files, threads, links = open_files(), threading.active_count(), links_of(os.getpid())
+    second = CoreOwners.open()
+    added = links_of(os.getpid()) - links
+    assert len(added) == len(second.hooks)
+    assert added <= attached()
+    lost = second.events_lost()
+    second.close()
+    second.close()
+    assert (second.read(), second.fileno(), second.events_lost()) == ([], -1, lost)
+    assert (open_files(), threading.active_count()) == (files, threads)
+    assert not added & attached()
+
+
+HOLD = """
+from procnet.bpf.core import CoreOwners
+import sys, time
+owners = CoreOwners.open()
+print(len(owners.hooks), flush=True)
+time.sleep(600)
+"""
+
+
+def hold(*prefix: str) -> subprocess.Popen[str]:
+    command = [*prefix, sys.executable, "-c", HOLD]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=TOP)
+
+
+def test_cgroup_v2_need_not_be_mounted_where_we_are(inside: Namespace) -> None:
+    # `ip netns exec` puts the namespace's own /sys above what was mounted below the other.
+    code = (
+        "from procnet.bpf.core import CoreOwners\n"
+        "assert 'cgroup2' not in open('/proc/self/mountinfo').read()\n"
+        "owners = CoreOwners.open(); print(len(owners.hooks)); owners.close()\n"
+        "assert 'cgroup2' not in open('/proc/self/mountinfo').read()\n"
+    )
+    said = subprocess.check_output(inside.argv([sys.executable, "-c", code]), cwd=TOP, text=True)
+    assert int(said) >= 8
+
+
+def test_a_kill_detaches_everything_and_three_capabilities_are_enough() -> None:
+    capabilities = "-all,+bpf,+perfmon,+net_admin"
+    process = hold(
+        "setpriv", "--reuid=65534", "--clear-groups", f"--inh-caps={capabilities}",
+        f"--ambient-caps={capabilities}",
+    )  # fmt: skip
+    assert process.stdout is not None
+    try:
+        number = int(process.stdout.readline())
+        links = links_of(process.pid)
+        assert len(links) == number
+        assert links <= attached()
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+    wait_until(lambda: not links & attached(), "the kernel to detach what a dead process had")
+
+
+def test_ready_in_time_and_small() -> None:
+    code = (
+        "import time; begun = time.monotonic()\n"
+        "from procnet.bpf.core import CoreOwners\n"
+        "opened = time.monotonic(); owners = CoreOwners.open()\n"
+        "ready = time.monotonic()\n"
+        "status = open('/proc/self/status').read()\n"
+        "print(ready - opened, ready - begun, status.split('VmHWM:')[1].split()[0])\n"
+    )
+    said = subprocess.check_output([sys.executable, "-c", code], text=True, cwd=TOP)
+    open_s, all_s, peak_kb = map(float, said.split())
+    print(f"open {open_s * 1e3:.0f} ms, with imports {all_s * 1e3:.0f} ms, peak {peak_kb:.0f} kB")
+    assert peak_kb < 40_000
+    assert open_s < 2.0  # the target is 0.15; a machine may be busy, or emulated
