@@ -19,8 +19,10 @@ import array
 import atexit
 import json
 import os
+import re
 import socket
 import sys
+import tempfile
 from types import TracebackType
 from typing import Any
 
@@ -101,10 +103,35 @@ def build(**how: Any) -> tuple[Any, str]:
     return program, attempt.refusal
 
 
+def build_hooks(directory: str) -> tuple[Any, str]:
+    """The compiled program with the hooks, or why not."""
+    with open(os.path.join(directory, "kprobes.bcc.c")) as file:
+        text = file.read()
+    flags = ["-w", "-I" + directory]
+    with tempfile.TemporaryFile() as said:
+        stderr = os.dup(2)
+        os.dup2(said.fileno(), 2)
+        try:
+            program, refusal = build(text=text, cflags=flags)
+        finally:
+            os.dup2(stderr, 2)
+            os.close(stderr)
+        said.seek(0)
+        noise = said.read().decode(errors="backslashreplace")
+    # BCC has a uapi/linux/bpf.h of its own, and inline functions in the linux/bpf.h of a newer
+    # kernel want the size of structures that came later (BCC 0.26 and Linux 6.12, both of Debian
+    # 12: bpf_rb_root, bpf_wq and two more). We use none of them: they may have any.
+    unknown = sorted(set(re.findall(r"incomplete type 'struct (bpf_\w+)'", noise)))
+    if refusal and unknown:
+        declared = "".join(f"struct {name} {{ long any; }}; " for name in unknown)
+        return build(text=declared + text, cflags=flags)
+    sys.stderr.write(noise)
+    return program, refusal
+
+
 def attach(directory: str) -> tuple[dict[str, Any], list[int]]:
     """Compile, load, attach: the answer and its descriptors."""
-    source = os.path.join(directory, "kprobes.bcc.c")
-    program, refusal = build(src_file=source, cflags=["-w", "-I" + directory])
+    program, refusal = build_hooks(directory)
     if refusal:
         return {"refusal": refusal}, []
     attached, missing = attach_hooks(program)
