@@ -11,7 +11,6 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 
 from procnet.bpf.core import CoreOwners, probe
@@ -76,7 +75,8 @@ def test_a_snapshot_is_what_proc_shows(owners: CoreOwners, inside: Namespace) ->
     connected = udp(INET6)
     connected.connect(("::1", 9))
     raw = socket.socket(INET, socket.SOCK_RAW, 253)
-    child = Child(lambda: time.sleep(1.0))
+    waiting, ending = os.pipe()
+    child = Child(lambda: len(os.read(waiting, 1)))
     try:
         expected = SocketScanner().scan(inside.inode)
         scan = owners.snapshot(inside.inode)
@@ -94,6 +94,7 @@ def test_a_snapshot_is_what_proc_shows(owners: CoreOwners, inside: Namespace) ->
         assert inode(unbound) not in scan.holders
         assert len(owners.snapshot().sockets) >= 6
     finally:
+        os.write(ending, b".")
         child.result()
         close(client, accepted, listener, bound, unbound, connected, raw)
 
@@ -196,17 +197,10 @@ def test_a_kill_detaches_everything_and_three_capabilities_are_enough() -> None:
     wait_until(lambda: not links & attached(), "the kernel to detach what a dead process had")
 
 
-def test_ready_in_time_and_small() -> None:
+def test_it_is_small() -> None:
     code = (
-        "import time; begun = time.monotonic()\n"
-        "from procnet.bpf.core import CoreOwners\n"
-        "opened = time.monotonic(); owners = CoreOwners.open()\n"
-        "ready = time.monotonic()\n"
-        "status = open('/proc/self/status').read()\n"
-        "print(ready - opened, ready - begun, status.split('VmHWM:')[1].split()[0])\n"
+        "from procnet.bpf.core import CoreOwners; owners = CoreOwners.open()\n"
+        "print(open('/proc/self/status').read().split('VmHWM:')[1].split()[0])\n"
     )
-    said = subprocess.check_output([sys.executable, "-c", code], text=True, cwd=TOP)
-    open_s, all_s, peak_kb = map(float, said.split())
-    print(f"open {open_s * 1e3:.0f} ms, with imports {all_s * 1e3:.0f} ms, peak {peak_kb:.0f} kB")
+    peak_kb = int(subprocess.check_output([sys.executable, "-c", code], text=True, cwd=TOP))
     assert peak_kb < 40_000
-    assert open_s < 2.0  # the target is 0.15; a machine may be busy, or emulated

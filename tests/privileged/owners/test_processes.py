@@ -95,6 +95,8 @@ def test_another_user(witness: Witness, sink: socket.socket) -> None:
 
 
 def test_one_tuple_in_two_namespaces(witness: Witness) -> None:
+    done, leave = os.pipe(), os.pipe()
+
     def talk_elsewhere() -> list[int]:
         assert ctypes.CDLL(None).unshare(CLONE_NEWNET) == 0
         subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
@@ -103,9 +105,15 @@ def test_one_tuple_in_two_namespaces(witness: Witness) -> None:
             receiver.bind(("127.0.0.1", PORT + 1))
             sender.sendto(b"x", receiver.getsockname())
             receiver.recvfrom(10)
+            os.write(done[1], b".")
+            os.read(leave[0], 1)  # a namespace that is gone may have given its number away
             return [inode(sender), inode(receiver)]
 
-    both = [run(talk_elsewhere, b"namespace-%d" % number) for number in range(2)]
+    children = [Child(talk_elsewhere, b"namespace-%d" % number) for number in range(2)]
+    for _ in children:
+        os.read(done[0], 1)
+    os.write(leave[1], b"..")
+    both = [child.result() for child in children]
     for (sender, receiver), process in both:
         (sent,) = witness.sends(sender)
         assert tuple_told(sent) == (LO, PORT, LO, PORT + 1)
