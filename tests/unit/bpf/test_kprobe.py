@@ -201,6 +201,38 @@ def test_an_attempt_takes_what_bcc_raises_and_nothing_else() -> None:
         raise TypeError("a mistake of ours")
 
 
+@pytest.mark.parametrize("known", [True, False], ids=["known", "unknown"])
+def test_a_structure_that_bcc_s_own_header_lacks_is_given_to_it(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], known: bool
+) -> None:
+    compiled = []
+
+    def compiler(text: str, cflags: list[str]) -> tuple[object, str]:
+        compiled.append(text)
+        if known or text.startswith("struct bpf_wq { long any; }; "):
+            return "program", ""
+        os.write(2, b"error: invalid application of 'sizeof' to an incomplete type 'struct bpf_wq'")
+        return None, "Failed to compile"
+
+    monkeypatch.setattr(bcc_attach, "build", compiler)
+    assert bcc_attach.build_hooks(str(source_directory())) == ("program", "")
+    assert len(compiled) == (1 if known else 2)
+    assert compiled[-1].endswith(compiled[0])
+    assert capfd.readouterr() == ("", "")
+
+
+def test_what_the_compiler_says_is_passed_on(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def compiler(text: str, cflags: list[str]) -> tuple[object, str]:
+        os.write(2, b"error: use of undeclared identifier")
+        return None, "Failed to compile"
+
+    monkeypatch.setattr(bcc_attach, "build", compiler)
+    assert bcc_attach.build_hooks(str(source_directory())) == (None, "Failed to compile")
+    assert capfd.readouterr().err == "error: use of undeclared identifier"
+
+
 def test_the_sources_are_found_installed_and_in_a_checkout(tmp_path: Path) -> None:
     package = tmp_path / "procnet/bpf"
     package.mkdir(parents=True)
