@@ -21,14 +21,15 @@ KERNELS = {
 FACTS = {
     "tests/privileged/owners/test_tcp.py": 18,
     "tests/privileged/owners/test_datagrams.py": 20,
-    "tests/privileged/owners/test_raw.py": 7,
-    "tests/privileged/owners/test_processes.py": 16,
+    "tests/privileged/owners/test_raw.py": 9,
+    "tests/privileged/owners/test_processes.py": 18,
 }
 CORE = {
     **FACTS,
     "tests/privileged/owners/test_core.py": 8,
     "tests/privileged/test_sharing.py::test_the_kernel_names_every_user": 8,
-    "tests/privileged/test_short_lived.py::test_the_kernel_names_every_short_lived_sender": 2,
+    "tests/privileged/test_short_lived.py::test_the_kernel_names_every_short_lived_sender": 4,
+    "tests/privileged/test_older_sockets.py": 7,
 }
 KPROBE = {
     **FACTS,

@@ -13,13 +13,13 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import pytest
+from tests.kernels.guest.actors import connection, inode
 
 import procnet
 from procnet.bpf.core import CoreOwners
 from procnet.ledger.keys import key_of_socket
 from procnet.model import Evidence, FlowKey, ProcessId, SocketScan
 from procnet.sockets.scanner import SocketScanner
-from tests.kernels.guest.actors import connection, inode
 from tests.privileged.namespace import WAIT_S, Namespace, wait_until
 
 CLONE_FILES = 0x400

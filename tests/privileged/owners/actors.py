@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from procnet.model import CLOCK_TICK_NS, EventKind, OwnerEvent, ProcessId, unmapped
+from procnet.model import CLOCK_TICK_NS, EventKind, OwnerEvent, Process, ProcessId, unmapped
 from tests.privileged.owners.gaps import Instead, Owners, gap
 
 INET, INET6 = socket.AF_INET, socket.AF_INET6
@@ -179,6 +179,11 @@ class Witness:
 
     def sends(self, number: int) -> list[OwnerEvent]:
         return [event for event in self.of_inode(number) if event.kind is EventKind.SEND]
+
+    def processes(self) -> list[Process]:
+        """Those that told who they are since the test began."""
+        self._all()
+        return self.owners.read_processes()
 
     def gap(self, case: str) -> Instead | None:
         return gap(self.owners, case)

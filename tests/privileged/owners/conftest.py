@@ -60,6 +60,7 @@ def inside() -> Iterator[Namespace]:
 def witness(owners: Owners, inside: Namespace) -> Iterator[Witness]:
     lost = owners.events_lost()
     owners.read()
+    owners.read_processes()
     yield Witness(owners)
     owners.read()
     assert owners.events_lost() == lost, "events were lost during the test"

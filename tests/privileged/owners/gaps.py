@@ -7,7 +7,6 @@ here and holds the family to what stands here, so that a gap that was closed fai
 from __future__ import annotations
 
 from enum import Enum
-from pathlib import Path
 from typing import NamedTuple
 
 from procnet.bpf.core import CoreOwners
@@ -34,13 +33,13 @@ class Gap(NamedTuple):
     readme: str
 
 
-_SENDPAGE = Gap(Instead.NOTHING, "passed on goes by `tcp_sendpage`, unseen")
 _ROUTE = Gap(Instead.WILDCARD, "The local address of an unconnected sender is a wildcard")
 
 GAPS: dict[str, dict[str, Gap]] = {
     "kprobe": {
         "local address of an unconnected sender": _ROUTE,
         "ICMP id of a raw socket": Gap(Instead.NO_PORTS, "A raw socket has no ports"),
+        "injected frame": Gap(Instead.NOTHING, "SCTP, AF_PACKET, AF_XDP: no hook"),
         "header of one's own": Gap(Instead.NO_PORTS, "the protocol is in the data"),
         "peek": Gap(Instead.PEEKER, "with `MSG_PEEK` counts as taking"),
         "peek with address": Gap(Instead.PEEKER, "with `MSG_PEEK` counts as taking"),
@@ -59,10 +58,6 @@ GAPS: dict[str, dict[str, Gap]] = {
         "raw socket that receives": Gap(Instead.NOTHING, "sockets that only receive: by /proc"),
         "ping socket that receives": Gap(Instead.NOTHING, "sockets that only receive: by /proc"),
     },
-    "tcp_sendpage": {
-        "sendfile": _SENDPAGE,
-        "splice to": _SENDPAGE,
-    },
 }
 
 
@@ -74,9 +69,6 @@ def hook_sets(owners: Owners) -> list[str]:
     else:
         hooks = ("security_sock_graft", "skb_consume_udp", "sock_recv_length")
         sets += [f"CO-RE without {hook}" for hook in hooks if hook not in owners.hooks]
-    # Gone in 6.5 (dc97391e6610).
-    if " tcp_sendpage\n" in Path("/proc/kallsyms").read_text():
-        sets.append("tcp_sendpage")
     return sets
 
 

@@ -35,7 +35,7 @@ from tests.privileged.owners.actors import (
     who_told,
 )
 
-CONNECT, ACCEPT, SEND, RECEIVE, CLOSE = EventKind
+CONNECT, ACCEPT, SEND, RECEIVE, CLOSE, INJECT = EventKind
 
 
 def test_every_question_has_its_hook(owners: CoreOwners) -> None:

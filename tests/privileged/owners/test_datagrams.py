@@ -28,7 +28,7 @@ from tests.privileged.owners.actors import (
 )
 from tests.privileged.owners.gaps import Instead
 
-CONNECT, ACCEPT, SEND, RECEIVE, CLOSE = EventKind
+CONNECT, ACCEPT, SEND, RECEIVE, CLOSE, INJECT = EventKind
 SENDS = 1009
 CHANGES = 23
 WORKERS = 5

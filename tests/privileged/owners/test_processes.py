@@ -7,6 +7,7 @@ import ctypes
 import os
 import socket
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -34,9 +35,9 @@ from tests.privileged.owners.actors import (
     who,
     who_told,
 )
-from tests.privileged.short_lived import DATAGRAM_BYTES, SENDERS, build, launch
+from tests.privileged.short_lived import SENDERS, arguments, build, launch
 
-CONNECT, ACCEPT, SEND, RECEIVE, CLOSE = EventKind
+CONNECT, ACCEPT, SEND, RECEIVE, CLOSE, INJECT = EventKind
 PORT = 4713
 TRIES = 101
 
@@ -159,7 +160,7 @@ def test_a_pid_that_another_process_has_next(witness: Witness, sink: socket.sock
 def test_two_hundred_processes_of_a_millisecond(
     witness: Witness, tmp_path: Path, record_property: Callable[[str, object], None]
 ) -> None:
-    port, senders = launch([str(build(tmp_path)), str(SENDERS), str(DATAGRAM_BYTES), "0"])
+    port, senders = launch([str(build(tmp_path)), *arguments("udp", SENDERS)])
     events = witness.where(
         lambda event: (event.kind, event.protocol, event.remote_port) == (SEND, UDP, port)
     )
@@ -170,7 +171,7 @@ def test_two_hundred_processes_of_a_millisecond(
     print(f"named {len(told)}, wrong {len(wrong)} of {SENDERS}")
     assert len(set(truth)) == SENDERS
     assert told == truth
-    assert {event.name for event in events} == {"short-udp"}
+    assert {event.name for event in events} == {"short-lived"}
 
 
 @pytest.mark.parametrize("kind", [socket.SOCK_STREAM, socket.SOCK_DGRAM], ids=["tcp", "udp"])
@@ -239,3 +240,47 @@ def test_io_uring(
 def test_the_clock_tick_of_a_start_time(witness: Witness, sink: socket.socket) -> None:
     (event,) = witness.sends(send_to(sink))
     assert event.process.start_time_ns % CLOCK_TICK_NS == 0
+
+
+def test_a_process_that_is_gone_has_told_who_it_was(witness: Witness, tmp_path: Path) -> None:
+    program = tmp_path / ("a name of \xff bytes" + "x" * 101)
+    program.symlink_to(build(tmp_path))
+    argv = [str(program), *arguments("tcp", 1)]
+    launcher = subprocess.Popen(argv, stdout=subprocess.PIPE)
+    output, _ = launcher.communicate(timeout=60)
+    first, line = output.decode().splitlines()
+    port, pid = int(first.removeprefix("port ")), int(line.split()[0])
+    told = {process.pid: process for process in witness.processes()}
+    sender = told[pid]
+    assert sender.exe == str(tmp_path / "short-lived")
+    assert sender.cmdline == (sender.exe, "tcp", "0", "101", str(port), "127.0.0.1")
+    assert (sender.parent_pid, sender.uid, sender.name) == (
+        launcher.pid,
+        os.getuid(),
+        "short-lived",
+    )
+    assert told[launcher.pid].cmdline == tuple(argv)
+    assert told[launcher.pid].parent_pid == os.getpid()
+    assert sender.cgroup == told[launcher.pid].cgroup == own_cgroup()
+
+
+def test_who_becomes_another_program_tells_again(witness: Witness) -> None:
+    code = "import os, socket; s = socket.socket(type=socket.SOCK_DGRAM);"
+    code += " s.sendto(b'x', ('127.0.0.1', 9)); os.execv('/bin/sleep', ['sleep', '0'])"
+    process = subprocess.Popen([sys.executable, "-c", code])
+    process.wait(60)
+    told = [each for each in witness.processes() if each.pid == process.pid]
+    assert [os.path.basename(each.exe) for each in told] == [
+        os.path.basename(os.path.realpath(sys.executable)),
+        os.path.basename(os.path.realpath("/bin/sleep")),
+    ]
+    assert told[1].cmdline == ("sleep", "0")
+    assert len({each.id for each in told}) == 1
+
+
+def own_cgroup() -> str:
+    """In the unified hierarchy."""
+    for line in Path("/proc/self/cgroup").read_text().splitlines():
+        if line.startswith("0::"):
+            return line.removeprefix("0::")
+    raise AssertionError("no cgroup v2")

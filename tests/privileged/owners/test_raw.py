@@ -8,6 +8,7 @@ import struct
 import pytest
 
 from procnet.model import ICMP, ICMP6, UDP, EventKind
+from procnet.testing import frames
 from tests.privileged.owners.actors import (
     FAMILIES,
     INET,
@@ -24,7 +25,7 @@ from tests.privileged.owners.actors import (
 )
 from tests.privileged.owners.gaps import Instead
 
-CONNECT, ACCEPT, SEND, RECEIVE, CLOSE = EventKind
+CONNECT, ACCEPT, SEND, RECEIVE, CLOSE, INJECT = EventKind
 ICMP_ID = 4711
 EXPERIMENTAL = 253  # RFC 3692
 ECHO = {INET: 8, INET6: 128}
@@ -122,3 +123,33 @@ def test_a_header_of_one_s_own(witness: Witness) -> None:
         assert sent.protocol == UDP
         assert tuple_told(sent) == (LO, 4712, LO, port)
     sink.close()
+
+
+@pytest.mark.parametrize("vlan_tags", [0, 2])
+def test_a_frame_of_ones_own_making(witness: Witness, vlan_tags: int) -> None:
+    """No socket has its five-tuple; AF_PACKET sends whatever it is given."""
+    packet = frames.ipv4(frames.udp(b"x" * 101, 4001, 4003), "10.9.8.7", "10.9.8.6", UDP)
+    for _ in range(vlan_tags):
+        packet = frames.vlan(packet, 7, ethertype=0x8100 if packet[0] == 0 else None)
+    frame = frames.ethernet(packet, ethertype=0x8100 if vlan_tags else None)
+
+    def inject() -> int:
+        with socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as sock:
+            sock.bind(("lo", 0))
+            for _ in range(23):
+                sock.send(frame)
+            return inode(sock)
+
+    number, injector = run(inject, b"injector")
+    events = witness.of_inode(number)
+    if witness.gap("injected frame") is Instead.NOTHING:
+        assert events == []
+        return
+    # Once in 10 ms.
+    assert 1 <= len(events) <= 23
+    for event in events:
+        assert (event.kind, event.protocol) == (INJECT, UDP)
+        assert who_told(event) == injector
+        assert tuple_told(event) == (
+            socket.inet_aton("10.9.8.7"), 4001, socket.inet_aton("10.9.8.6"), 4003,
+        )  # fmt: skip
