@@ -17,6 +17,7 @@ from types import TracebackType
 from typing import ParamSpec
 
 from procnet import ladder
+from procnet.capture.handle import BUFFER_BYTES
 from procnet.capture.tap import Tap
 from procnet.errors import AccessError, UnsupportedError, UsageError
 from procnet.ledger.flows import MAX_FLOWS
@@ -33,6 +34,9 @@ _BREATH_S = 0.002
 _HOLD_BACK_MS = 50
 _HOLD_BACK_LOOKING_MS = 2
 """Where owners are only looked at, a look must come before a short-lived socket is gone."""
+_BUFFER_LOOKING_BYTES = 32 << 20
+"""Each time that packets are handed over, a block of the ring, 256 KiB, is used up. Every 2 ms,
+this is enough for a pause of a quarter of a second, the usual size only for one of 32 ms."""
 _IDLE_S = 0.5
 _LOOK_WAIT_S = 0.5
 _LINGER_S = 0.15
@@ -107,8 +111,10 @@ class Monitor:
         try:
             self._witnesses = self._call_witnesses(self._features, netns)
             self._witnesses.take(self._witnesses.scan())
-            hold_back_ms = _HOLD_BACK_MS if self._witnesses.events else _HOLD_BACK_LOOKING_MS
-            self._tap = Tap(self._names, netns, timeout_ms=hold_back_ms)
+            hold_back_ms, buffer_bytes = _HOLD_BACK_MS, BUFFER_BYTES
+            if self._witnesses.events is None:
+                hold_back_ms, buffer_bytes = _HOLD_BACK_LOOKING_MS, _BUFFER_LOOKING_BYTES
+            self._tap = Tap(self._names, netns, timeout_ms=hold_back_ms, buffer_bytes=buffer_bytes)
         except BaseException:
             self._close()
             raise

@@ -11,7 +11,7 @@ import time
 from collections.abc import Sequence
 
 from procnet.capture.counter import Counter
-from procnet.capture.handle import TIMEOUT_MS, LiveHandle
+from procnet.capture.handle import BUFFER_BYTES, TIMEOUT_MS, LiveHandle
 from procnet.capture.interfaces import (
     Interface,
     InterfaceWatch,
@@ -41,13 +41,18 @@ class Tap:
     """Reads packets from a set of interfaces and counts them. For one thread, but ``wake()``.
 
     ``names`` are the interfaces to read, or None for those that carry this host's own addresses,
-    whichever they are at the time. ``timeout_ms`` is how long the kernel may hold packets back.
-    Raises ``CaptureError`` for one that does not exist, and
-    ``AccessError`` where the privilege is missing.
+    whichever they are at the time. ``timeout_ms`` is how long the kernel may hold packets back, and
+    ``buffer_bytes`` how many it holds of each interface. Raises ``CaptureError`` for one that does
+    not exist, and ``AccessError`` where the privilege is missing.
     """
 
     def __init__(
-        self, names: Sequence[str] | None, netns: int, *, timeout_ms: int = TIMEOUT_MS
+        self,
+        names: Sequence[str] | None,
+        netns: int,
+        *,
+        timeout_ms: int = TIMEOUT_MS,
+        buffer_bytes: int = BUFFER_BYTES,
     ) -> None:
         self.interruptions = 0
         """Times that the capture of an interface ended and had to be opened anew."""
@@ -58,6 +63,7 @@ class Tap:
         self._names = None if names is None else tuple(dict.fromkeys(names))
         self._netns = netns
         self._timeout_ms = timeout_ms
+        self._buffer_bytes = buffer_bytes
         self._listening: dict[str, _Listening] = {}
         self._left: list[FlowCount] = []
         self._dropped_before_packets = 0
@@ -137,7 +143,9 @@ class Tap:
         return {i.name: i for i in list_interfaces() if i.name in self._names}
 
     def _open(self, interface: Interface) -> None:
-        handle = LiveHandle(interface.name, timeout_ms=self._timeout_ms)
+        handle = LiveHandle(
+            interface.name, timeout_ms=self._timeout_ms, buffer_bytes=self._buffer_bytes
+        )
         counter = Counter(
             interface.name,
             handle.link_type,
