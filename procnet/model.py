@@ -86,9 +86,12 @@ class Reason(enum.Enum):
     UNDECODABLE = "UNDECODABLE"
     """A packet that says it is IP and is not, or is cut short."""
     EVICTED = "EVICTED"
-    """A full table let go of the row that knew."""
+    """A full table let go of the row that knew, or of the run before every witness was heard."""
     PENDING = "PENDING"
     """Counted, and still waiting for the witness of the next tick."""
+
+    # There is one object of each; Enum's own hash is a function in Python, for every row booked.
+    __hash__ = object.__hash__
 
 
 class ProcessId(NamedTuple):
@@ -297,6 +300,8 @@ class Loss:
     """Counted as ``UNDECODABLE``."""
     evicted_flows: int = 0
     """Flow rows that a full table let go; their bytes stay in the totals."""
+    evicted_runs: int = 0
+    """Runs of packets that could not wait for their owner for want of room: ``EVICTED``."""
     evicted_owners: int = 0
     """Endpoints whose owner a full table forgot."""
     vanished_processes: int = 0

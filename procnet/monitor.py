@@ -191,7 +191,8 @@ class Monitor:
     def report(self) -> Report:
         """Everything since the start; what still waits for an owner is ``PENDING``."""
         with self._locked():
-            return self._report(self._ledger.account(), self._started_ns)
+            account, loss = self._ledger.account(), self._loss()
+        return self._report(account, loss, self._started_ns)
 
     def __iter__(self) -> Iterator[Report]:
         """One report for each interval, until ``stop()``; a slow reader gets longer intervals.
@@ -208,8 +209,9 @@ class Monitor:
             if not ended:
                 self._ask_for_a_look()
             with self._locked():
-                report = self._report(self._ledger.take_interval(), self._interval_ns)
-                self._interval_ns = report.ended_ns
+                account, loss = self._ledger.take_interval(), self._loss()
+            report = self._report(account, loss, self._interval_ns)
+            self._interval_ns = report.ended_ns
             yield report
             next_s = max(next_s + self._interval_s, time.monotonic())
 
@@ -233,14 +235,15 @@ class Monitor:
         finally:
             self._asking.discard(caller)
 
-    def _report(self, account: Account, started_ns: int) -> Report:
+    def _loss(self) -> Loss:
         if self._tap is None or self._witnesses is None:
             raise UsageError("start the Monitor first: with Monitor() as monitor: …")
-        loss = Loss(
+        return Loss(
             capture_dropped_packets=self._tap.dropped_packets,
             events_lost=self._witnesses.events_lost,
             undecodable_packets=self._ledger.undecodable_packets,
             evicted_flows=self._ledger.evicted_flows,
+            evicted_runs=self._ledger.evicted_runs,
             evicted_owners=self._ledger.owners.evicted_endpoints,
             vanished_processes=self._witnesses.vanished_processes,
             denied_processes=self._witnesses.denied_processes,
@@ -248,6 +251,10 @@ class Monitor:
             interrupted_captures=self._tap.interruptions,
             failures=self._failures,
         )
+
+    def _report(self, account: Account, loss: Loss, started_ns: int) -> Report:
+        # Without the lock: nothing in an account changes any more, and its rows may be many.
+        assert self._witnesses is not None
         return build_report(
             account,
             started_ns=started_ns,

@@ -1,9 +1,12 @@
-"""Totals per flow, per process and per reason; bounded, and what is evicted hands its bytes on."""
+"""Totals per flow, per process and per reason; bounded, and what is evicted hands its bytes on.
+
+A flood is flows by the hundred thousand of which each is booked once: a run costs few objects here
+and is booked for the whole time and for the interval in one go.
+"""
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator
 from typing import NamedTuple
 
 from procnet.ledger.verdict import NOBODY, Verdict
@@ -61,56 +64,92 @@ class RowKey(NamedTuple):
     reason: Reason | None
 
 
-class FlowRow:
-    """What one flow moved for one owner."""
+class FlowRow(NamedTuple):
+    """What one flow moved for one owner. More bytes make a new row: an account keeps what it has."""
 
-    __slots__ = ("candidates", "evidence", "first_ns", "last_ns", "tally")
+    sent_packets: int
+    sent_wire_bytes: int
+    sent_payload_bytes: int
+    received_packets: int
+    received_wire_bytes: int
+    received_payload_bytes: int
+    first_ns: int
+    last_ns: int
+    evidence: Evidence | None
+    candidates: frozenset[ProcessId]
 
-    def __init__(self, first_ns: int) -> None:
-        self.tally = Tally()
-        self.evidence: Evidence | None = None
-        self.candidates = NOBODY
-        self.first_ns = first_ns
-        self.last_ns = first_ns
+    @property
+    def sent(self) -> Traffic:
+        return Traffic(*self[:3])
 
-    def add(self, count: FlowCount, verdict: Verdict) -> None:
-        self.tally.add(count)
-        self.first_ns = min(self.first_ns, count.first_ns)
-        self.last_ns = max(self.last_ns, count.last_ns)
-        self.candidates |= verdict.candidates
+    @property
+    def received(self) -> Traffic:
+        return Traffic(*self[3:6])
+
+    def plus(self, other: FlowRow) -> FlowRow:
+        """Both together."""
+        evidence = self.evidence
         # The best witness that has named this process; it holds for the row's earlier bytes too.
-        if verdict.evidence is not None and (
-            self.evidence is None or verdict.evidence.rank < self.evidence.rank
+        if evidence is not other.evidence and other.evidence is not None and (
+            evidence is None or other.evidence.rank < evidence.rank
         ):
-            self.evidence = verdict.evidence
+            evidence = other.evidence
+        return _new(
+            FlowRow,
+            (
+                self[0] + other[0],
+                self[1] + other[1],
+                self[2] + other[2],
+                self[3] + other[3],
+                self[4] + other[4],
+                self[5] + other[5],
+                min(self[6], other[6]),
+                max(self[7], other[7]),
+                evidence,
+                self[9] | other[9] if other[9] else self[9],
+            ),
+        )
 
 
-class FlowTable:
-    """Every settled byte, three times: by flow row, by owner or reason, and in total."""
+# The constructor of a NamedTuple takes three times as long.
+_new = tuple.__new__
 
-    def __init__(self, max_flows: int = MAX_FLOWS, max_processes: int = MAX_PROCESSES) -> None:
-        self.evicted_flows = 0
-        """How many flow rows a full table let go."""
-        self._max_flows = max_flows
+
+def _row(count: FlowCount, verdict: Verdict) -> FlowRow:
+    _, _, sent, packets, wire_bytes, payload_bytes, first_ns, last_ns, _, _ = count
+    _, evidence, _, candidates = verdict
+    if sent:
+        return _new(
+            FlowRow,
+            (packets, wire_bytes, payload_bytes, 0, 0, 0, first_ns, last_ns, evidence, candidates),
+        )
+    return _new(
+        FlowRow,
+        (0, 0, 0, packets, wire_bytes, payload_bytes, first_ns, last_ns, evidence, candidates),
+    )
+
+
+class Shares:
+    """Who moved how much, and how much is whose for want of an owner."""
+
+    def __init__(self, max_processes: int = MAX_PROCESSES) -> None:
         self._max_processes = max_processes
         # Least recently used first. (An LRUCache does the same at five times the cost.)
-        self._rows: OrderedDict[RowKey, FlowRow] = OrderedDict()
         self._processes: OrderedDict[ProcessId, Tally] = OrderedDict()
         self._of_evicted_processes = Tally()
         self._reasons: dict[Reason, Tally] = {}
-        self.total = Tally()
 
     def add(self, count: FlowCount, verdict: Verdict) -> None:
         """Books one run of packets under its verdict."""
-        self.total.add(count)
-        if verdict.process is not None:
-            tally = self._tally_of(verdict.process)
-        else:
-            assert verdict.reason is not None
-            tally = self._reasons.setdefault(verdict.reason, Tally())
+        process, _, reason, _ = verdict
+        if process is not None:
+            self._tally_of(process).add(count)
+            return
+        assert reason is not None
+        tally = self._reasons.get(reason)
+        if tally is None:
+            tally = self._reasons[reason] = Tally()
         tally.add(count)
-        if count.key is not None:
-            self._add_row(count, count.key, verdict)
 
     def _tally_of(self, process: ProcessId) -> Tally:
         tally = self._processes.get(process)
@@ -123,33 +162,69 @@ class FlowTable:
         tally = self._processes[process] = Tally()
         return tally
 
-    def _add_row(self, count: FlowCount, flow: FlowKey, verdict: Verdict) -> None:
-        key = RowKey(count.interface, flow, verdict.process, verdict.reason)
-        row = self._rows.get(key)
-        if row is None:
-            if len(self._rows) >= self._max_flows:
-                self._rows.popitem(last=False)
-                self.evicted_flows += 1
-            row = self._rows[key] = FlowRow(count.first_ns)
-        else:
-            self._rows.move_to_end(key)
-        row.add(count, verdict)
-
-    def rows(self) -> Iterator[tuple[RowKey, FlowRow]]:
-        """The flow rows that are still held."""
-        yield from self._rows.items()
-
-    def processes(self) -> Iterator[tuple[ProcessId, Tally]]:
+    def processes(self) -> list[tuple[ProcessId, Tally]]:
         """What each process moved, flows that were evicted included."""
-        yield from self._processes.items()
+        return [(process, _copied(tally)) for process, tally in self._processes.items()]
 
     def reasons(self) -> dict[Reason, Tally]:
         """What moved without an owner; ``EVICTED`` has what evicted processes had."""
-        reasons = dict(self._reasons)
+        reasons = {reason: _copied(tally) for reason, tally in self._reasons.items()}
         if self._of_evicted_processes != Tally():
-            evicted = Tally()
-            evicted.add_tally(self._of_evicted_processes)
-            if Reason.EVICTED in reasons:
-                evicted.add_tally(reasons[Reason.EVICTED])
-            reasons[Reason.EVICTED] = evicted
+            reasons.setdefault(Reason.EVICTED, Tally()).add_tally(self._of_evicted_processes)
         return reasons
+
+
+class FlowTable:
+    """Every settled byte by flow row, and by owner or reason: since the start, and of late."""
+
+    def __init__(self, max_flows: int = MAX_FLOWS) -> None:
+        self.evicted_flows = 0
+        """How many flow rows a full table let go."""
+        self.shares = Shares()
+        self.interval_shares = Shares()
+        self._max_flows = max_flows
+        # Least recently used first.
+        self._rows: OrderedDict[RowKey, FlowRow] = OrderedDict()
+        # Rows of the same keys: whatever was booked of late is what is evicted last.
+        self._interval_rows: dict[RowKey, FlowRow] = {}
+
+    def add(self, count: FlowCount, verdict: Verdict) -> None:
+        """Books one run of packets under its verdict."""
+        self.shares.add(count, verdict)
+        self.interval_shares.add(count, verdict)
+        flow = count.key
+        if flow is None:
+            return
+        rows = self._rows
+        key: RowKey = _new(RowKey, (count.interface, flow, verdict.process, verdict.reason))
+        new = _row(count, verdict)
+        row = rows.get(key)
+        if row is None:
+            if len(rows) >= self._max_flows:
+                self._interval_rows.pop(rows.popitem(last=False)[0], None)
+                self.evicted_flows += 1
+            rows[key] = self._interval_rows[key] = new
+            return
+        rows.move_to_end(key)
+        rows[key] = row.plus(new)
+        row = self._interval_rows.get(key)
+        self._interval_rows[key] = new if row is None else row.plus(new)
+
+    def rows(self) -> list[tuple[RowKey, FlowRow]]:
+        """The flow rows that are still held."""
+        return list(self._rows.items())
+
+    def interval_rows(self) -> list[tuple[RowKey, FlowRow]]:
+        """Those of the interval."""
+        return list(self._interval_rows.items())
+
+    def end_interval(self) -> None:
+        """What is booked from now on is of another interval."""
+        self.interval_shares = Shares()
+        self._interval_rows = {}
+
+
+def _copied(tally: Tally) -> Tally:
+    copy = Tally()
+    copy.add_tally(tally)
+    return copy

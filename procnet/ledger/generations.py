@@ -6,7 +6,7 @@ what comes after it, and the other way round.
 
 from __future__ import annotations
 
-from cachetools import LRUCache
+from collections import OrderedDict
 
 from procnet.ledger.claims import ALWAYS_NS, FOREVER_NS
 from procnet.model import FlowCount, FlowKey
@@ -29,18 +29,23 @@ class Generations:
     """When each TCP flow was opened; bounded, the least recently used flow goes first."""
 
     def __init__(self, max_flows: int = MAX_FLOWS) -> None:
-        self._opened: LRUCache[FlowKey, list[_Opened]] = LRUCache(max_flows)
+        self._max_flows = max_flows
+        self._opened: OrderedDict[FlowKey, list[_Opened]] = OrderedDict()
 
     def note(self, count: FlowCount) -> None:
         """Takes every run of a TCP flow, in the order in which they were captured."""
         key = count.key
         assert key is not None
         opened = self._opened.get(key)
+        if opened is not None:
+            self._opened.move_to_end(key)
         if not count.opens:
             if opened:
                 opened[-1].answered = True
             return
         if opened is None:
+            if len(self._opened) >= self._max_flows:
+                self._opened.popitem(last=False)
             opened = self._opened[key] = []
         # A SYN of the other side is no repetition, but another connection (or both open at once).
         if not opened or opened[-1].answered or opened[-1].sent != count.sent:

@@ -13,6 +13,9 @@ from procnet.model import (
     Socket,
 )
 
+Port = tuple[int, int, int]
+"""(netns, protocol, local port): what all endpoints that can answer for a flow have in common."""
+
 WILDCARDS = (IPV4_WILDCARD, IPV6_WILDCARD)
 
 _IGMP = 2
@@ -26,14 +29,7 @@ def local_key(key: FlowKey, address: bytes) -> FlowKey:
 
 def key_of_event(event: OwnerEvent) -> FlowKey:
     """The tuple that an event tells of."""
-    return FlowKey(
-        event.netns,
-        event.protocol,
-        event.local_address,
-        event.local_port,
-        event.remote_address,
-        event.remote_port,
-    )
+    return FlowKey(*event[2:8])
 
 
 def key_of_socket(socket: Socket) -> FlowKey | None:

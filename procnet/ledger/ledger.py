@@ -5,29 +5,37 @@
 A run waits while a better witness may still come: for the events of its own time, then for two
 looks at the sockets: the first may name it, the second tells whether the endpoint has changed
 hands meanwhile. Then it is booked, once, and never again.
+
+In a flood, runs come by the hundred thousand. Most are of ports that no witness ever named, so that
+is asked first; what waits is bounded; and settling stops now and then for whoever wants an account.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from operator import attrgetter
 from typing import NamedTuple
 
 from procnet.errors import ConservationError
 from procnet.ledger.claims import ALWAYS_NS, FOREVER_NS
-from procnet.ledger.flows import MAX_FLOWS, FlowRow, FlowTable, RowKey, Tally
+from procnet.ledger.flows import MAX_FLOWS, FlowRow, FlowTable, RowKey, Shares, Tally
 from procnet.ledger.generations import Generations
 from procnet.ledger.owners import OwnerTable
-from procnet.ledger.verdict import NOBODY, SEEN, UNSEEN, Verdict, decide
+from procnet.ledger.verdict import EVICTED, NO_SOCKET, NOBODY, SEEN, UNSEEN, Verdict, decide
+from procnet.ledger.waiting import Waiting
 from procnet.model import TCP, FlowCount, OwnerEvent, ProcessId, Reason, SocketScan
 
-MAX_WAITING = 262_144
+MAX_WAITING = 131_072
+"""A drain of a full counting table has room."""
 PATIENCE_NS = 5_000_000_000
 """A run waits about this long at the most if nobody looks at the sockets."""
+SLICE_RUNS = 4096
+"""How many runs are settled between two pauses: 10 to 30 ms."""
 _FORGET_EVERY_NS = 5_000_000_000
 
 
 class Account(NamedTuple):
-    """What is booked: a consistent copy for a report."""
+    """What is booked: a consistent copy for a report. Nothing in it changes any more."""
 
     total: Tally
     rows: list[tuple[RowKey, FlowRow]]
@@ -36,32 +44,40 @@ class Account(NamedTuple):
 
 
 class Ledger:
-    """Takes counts, events and looks; gives accounts. Not thread-safe: the monitor holds a lock."""
+    """Takes counts, events and looks; gives accounts.
+
+    Not thread-safe: the monitor holds a lock while it counts, makes one step of settling, or takes
+    an account. ``owners``, events and looks are the business of the one thread that settles.
+    """
 
     def __init__(self, *, max_flows: int = MAX_FLOWS, max_waiting: int = MAX_WAITING) -> None:
         self.owners = OwnerTable()
         self._generations = Generations()
-        self._max_flows = max_flows
         self._max_waiting = max_waiting
         self.undecodable_packets = 0
         """Packets that were counted as ``UNDECODABLE``, loopback packets twice, as everything."""
+        self.evicted_runs = 0
+        """Runs that could not wait for want of room; they are booked as ``EVICTED``."""
+        # What is to be decided, in the order in which it was captured: the end of the list first.
+        self._due: list[FlowCount] = []
         self._fresh: list[FlowCount] = []
         # What waits, by whether a witness has said anything of it.
-        self._seen: list[FlowCount] = []
-        self._unseen: list[FlowCount] = []
+        self._seen = Waiting()
+        self._unseen = Waiting()
         # What there is to say since the last settling: by ports, or by a look of everything.
         self._told: set[tuple[int, int, int]] = set()
         self._looked = False
         self._looks_ns = (ALWAYS_NS, ALWAYS_NS)
         self._now_ns = self._forgot_ns = ALWAYS_NS
         self._counted = Tally()
-        self._all = FlowTable(max_flows)
-        self._interval = FlowTable(max_flows)
+        # What was told in intervals that are over.
+        self._taken = Tally()
+        self._booked = FlowTable(max_flows)
 
     @property
     def evicted_flows(self) -> int:
         """Flow rows that were let go for want of room since the start."""
-        return self._all.evicted_flows
+        return self._booked.evicted_flows
 
     @property
     def has_unknown(self) -> bool:
@@ -70,15 +86,16 @@ class Ledger:
 
     def count(self, counts: Iterable[FlowCount]) -> None:
         """Takes what the counters hand over."""
-        for count in sorted(counts, key=lambda count: count.first_ns):
+        for count in sorted(counts, key=attrgetter("first_ns")):
             self._counted.add(count)
-            if count.key is None or count.reason is not None:
+            key = count.key
+            if key is None or count.reason is not None:
                 reason = count.reason or Reason.UNDECODABLE
                 if reason is Reason.UNDECODABLE:
                     self.undecodable_packets += count.packets
                 self._book(count, Verdict(None, None, reason, NOBODY))
                 continue
-            if count.key.protocol == TCP:
+            if key.protocol == TCP:
                 self._generations.note(count)
             self._fresh.append(count)
 
@@ -105,21 +122,22 @@ class Ledger:
 
     def settle(self, now_ns: int, *, final: bool = False) -> None:
         """Books every run that need not wait any longer; all of them if ``final``."""
+        for _ in self.settling(now_ns, final=final):
+            pass
+        self.forget(now_ns)
+
+    def settling(self, now_ns: int, *, final: bool = False) -> Iterator[None]:
+        """The same in steps, between which accounts may be taken. Other calls have to wait."""
         self._now_ns = now_ns
-        undecided = self._due(now_ns, final)
-        crowd = len(undecided) + len(self._seen) + len(self._unseen) - self._max_waiting
-        for index, count in enumerate(undecided):
-            last_word = (
-                final
-                or index < crowd
-                or count.last_ns < self._looks_ns[0]
-                or count.last_ns < now_ns - PATIENCE_NS
-            )
-            verdict = self._decide(count, last_word)
-            if verdict.reason is Reason.PENDING:
-                (self._unseen if verdict is UNSEEN else self._seen).append(count)
-            else:
-                self._book(count, verdict)
+        self._make_due(final)
+        while self._due:
+            for _ in range(min(SLICE_RUNS, len(self._due))):
+                self._settle_one(self._due.pop(), now_ns, final)
+            yield
+        self._make_room()
+
+    def forget(self, now_ns: int) -> None:
+        """Lets go of owners that can answer for nothing any more, if it is time."""
         if now_ns - self._forgot_ns > _FORGET_EVERY_NS:
             self._forgot_ns = now_ns
             self.owners.forget(now_ns)
@@ -127,86 +145,94 @@ class Ledger:
         elif self.owners.is_crowded:
             self.owners.forget(now_ns)
 
-    def _due(self, now_ns: int, final: bool) -> list[FlowCount]:
+    def _make_due(self, final: bool) -> None:
         """What is new, and of what waits that of which there is something new to say."""
         fresh, self._fresh = self._fresh, []
         told, self._told = self._told, set()
-        seen, unseen = self._seen, self._unseen
-        if final or self._looked or len(seen) + len(unseen) + len(fresh) > self._max_waiting:
+        if final or self._looked:
             self._looked = False
-            self._seen, self._unseen = [], []
-            return seen + unseen + fresh
-        if not told:
-            return fresh
-        due: list[FlowCount] = []
-        self._seen = _keep(seen, told, due)
-        self._unseen = _keep(unseen, told, due)
-        return due + fresh
+            told_runs = self._seen.take_all() + self._unseen.take_all()
+        else:
+            told_runs = self._seen.take(told) + self._unseen.take(told)
+        # What a settling that was broken off has left is the oldest.
+        fresh.reverse()
+        told_runs.reverse()
+        self._due = fresh + told_runs + self._due
 
-    def _decide(self, count: FlowCount, last_word: bool) -> Verdict:
+    def _settle_one(self, count: FlowCount, now_ns: int, final: bool) -> None:
         key = count.key
         assert key is not None
-        generation = (ALWAYS_NS, FOREVER_NS)
-        if key.protocol == TCP:
-            generation = self._generations.interval(key, count.first_ns)
-        looked = count.last_ns < self._looks_ns[1]
-        return decide(self.owners, count, generation, looked=looked, last_word=last_word)
+        last_ns = count.last_ns
+        last_word = final or last_ns < self._looks_ns[0] or last_ns < now_ns - PATIENCE_NS
+        port = (key.netns, key.protocol, key.local_port)
+        if not self.owners.knows(port):
+            verdict = NO_SOCKET if last_word else UNSEEN
+        else:
+            generation = (ALWAYS_NS, FOREVER_NS)
+            if key.protocol == TCP:
+                generation = self._generations.interval(key, count.first_ns)
+            looked = last_ns < self._looks_ns[1]
+            verdict = decide(self.owners, count, generation, looked=looked, last_word=last_word)
+        if verdict is UNSEEN:
+            self._unseen.add(port, count)
+        elif verdict is SEEN:
+            self._seen.add(port, count)
+        else:
+            self._book(count, verdict)
+
+    def _make_room(self) -> None:
+        """Books what is too much as ``EVICTED``: to guess before two looks may name a stranger.
+
+        Those of which nobody has said anything go first, and of them the oldest.
+        """
+        crowd = len(self._seen) + len(self._unseen) - self._max_waiting
+        if crowd > 0:
+            evicted = self._unseen.take_oldest(crowd)
+            evicted += self._seen.take_oldest(crowd - len(evicted))
+            self.evicted_runs += len(evicted)
+            for count in evicted:
+                self._book(count, EVICTED)
 
     def _book(self, count: FlowCount, verdict: Verdict) -> None:
-        self._all.add(count, verdict)
-        self._interval.add(count, verdict)
+        self._booked.add(count, verdict)
 
     def account(self) -> Account:
         """Everything since the start; what still waits is ``PENDING``."""
-        account = _copy(self._all)
-        waiting = self._seen + self._unseen + self._fresh
+        waiting = [*self._seen, *self._unseen, *self._fresh, *self._due]
         pending = FlowTable(max(1, len(waiting)))
         for count in waiting:
             pending.add(count, SEEN)
-        account.total.add_tally(pending.total)
-        account.rows.extend(pending.rows())
-        account.reasons.update(pending.reasons())
-        _check(account, self._counted)
+        account = _account(self._booked.shares, self._booked.rows() + pending.rows())
+        account.reasons.update(pending.shares.reasons())
+        account.total.add_tally(_sum(pending.shares))
+        _check(account.total, self._counted)
         return account
 
     def take_interval(self) -> Account:
         """What was booked since the last call. What waits is in a later interval: never twice."""
-        account = _copy(self._interval)
-        _check(account, self._interval.total)
-        self._interval = FlowTable(self._max_flows)
+        account = _account(self._booked.interval_shares, self._booked.interval_rows())
+        self._taken.add_tally(account.total)
+        _check(self._taken, _sum(self._booked.shares))
+        self._booked.end_interval()
         return account
 
 
-def _keep(
-    waiting: list[FlowCount], told: set[tuple[int, int, int]], due: list[FlowCount]
-) -> list[FlowCount]:
-    """Moves what there is news of from ``waiting`` to ``due``; returns the rest."""
-    kept: list[FlowCount] = []
-    for count in waiting:
-        key = count.key
-        assert key is not None
-        (due if (key.netns, key.protocol, key.local_port) in told else kept).append(count)
-    return kept
+def _account(shares: Shares, rows: list[tuple[RowKey, FlowRow]]) -> Account:
+    return Account(_sum(shares), rows, shares.processes(), shares.reasons())
 
 
-def _copy(table: FlowTable) -> Account:
+def _sum(shares: Shares) -> Tally:
     total = Tally()
-    total.add_tally(table.total)
-    return Account(total, list(table.rows()), list(table.processes()), table.reasons())
+    for _, tally in shares.processes():
+        total.add_tally(tally)
+    for tally in shares.reasons().values():
+        total.add_tally(tally)
+    return total
 
 
-def _check(account: Account, counted: Tally) -> None:
-    booked = Tally()
-    for tally in _owned_and_not(account):
-        booked.add_tally(tally)
-    if not booked == counted == account.total:
+def _check(booked: Tally, counted: Tally) -> None:
+    if booked != counted:
         raise ConservationError(
-            f"counted {counted!r}, but attributed and unattributed are {booked!r}"
-            f" and the total says {account.total!r}: please report this as a defect of procnet"
+            f"counted {counted!r}, but attributed and unattributed are {booked!r}:"
+            " please report this as a defect of procnet"
         )
-
-
-def _owned_and_not(account: Account) -> Iterator[Tally]:
-    for _, tally in account.processes:
-        yield tally
-    yield from account.reasons.values()

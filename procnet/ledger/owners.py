@@ -8,9 +8,18 @@ open what was between two. ``verdict.py`` reads it.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from itertools import islice
 
-from procnet.ledger.claims import ALWAYS_NS, CLOCK_SLACK_NS, FOREVER_NS, Claim, grace_ns, shifted
-from procnet.ledger.keys import WILDCARDS, key_of_event, key_of_socket, local_key
+from procnet.ledger.claims import (
+    ALWAYS_NS,
+    CLOCK_SLACK_NS,
+    FOREVER_NS,
+    OTHER_GRACE_NS,
+    TCP_GRACE_NS,
+    Claim,
+    shifted,
+)
+from procnet.ledger.keys import WILDCARDS, Port, key_of_event, key_of_socket, local_key
 from procnet.model import (
     TCP,
     EventKind,
@@ -39,6 +48,8 @@ class OwnerTable:
         self._max_endpoints = max_endpoints
         self._claims: dict[FlowKey, list[Claim]] = {}
         self._listeners: dict[FlowKey, list[Claim]] = {}
+        # How many endpoints of both tables are at a port.
+        self._ports: dict[Port, int] = {}
         self._by_inode: dict[int, set[FlowKey]] = {}
         self._sighted: dict[tuple[FlowKey, int], Claim] = {}
         self._contested: dict[FlowKey, int] = {}
@@ -58,10 +69,15 @@ class OwnerTable:
         """Who listens there."""
         return self._listeners.get(key, ())
 
+    def knows(self, port: Port) -> bool:
+        """Is anything known of any endpoint there?"""
+        return port in self._ports
+
     @property
     def is_crowded(self) -> bool:
         """Is there so much that ``forget`` must not wait for its time?"""
-        return len(self._claims) > self._max_endpoints + self._max_endpoints // 4
+        most = self._max_endpoints + self._max_endpoints // 4
+        return len(self._claims) > most or len(self._believed) > 2 * most
 
     def may_be_untold(self, count: FlowCount) -> bool:
         """Were events lost at the time of the run, so that a user of the socket may be missing?"""
@@ -100,7 +116,7 @@ class OwnerTable:
         self._believed = []
 
     def _use(self, key: FlowKey, event: OwnerEvent) -> None:
-        claims = self._claims.setdefault(key, [])
+        claims = self._at(self._claims, key)
         # A process that has sent by this tuple is not told of again when it receives by it: what
         # lay in the socket before may be its own. (What it sent begins with sure_from_ns.)
         takes = key.protocol != TCP or event.kind in (EventKind.ACCEPT, EventKind.RECEIVE)
@@ -180,7 +196,7 @@ class OwnerTable:
         )
         claim.kernel = event.kernel
         claim.presumed = event.kind is EventKind.ACCEPT
-        self._claims.setdefault(key, []).append(claim)
+        self._at(self._claims, key).append(claim)
         self._believed.append(claim)
         self._remember(key, claim)
         return claim
@@ -267,7 +283,7 @@ class OwnerTable:
         holders: frozenset[ProcessId],
         scan: SocketScan,
     ) -> Claim | None:
-        claims = table.setdefault(key, [])
+        claims = self._at(table, key)
         for known in claims:
             if known.evidence is not Evidence.KERNEL_EVENT or known.inode != inode:
                 continue
@@ -323,9 +339,14 @@ class OwnerTable:
 
     def forget(self, now_ns: int) -> None:
         """Lets go of what can answer for no packet any more, and of what is too much."""
+        tcp_ns, other_ns = now_ns - 2 * TCP_GRACE_NS, now_ns - 2 * OTHER_GRACE_NS
         for table in (self._claims, self._listeners):
-            for key in list(table):
-                before_ns = now_ns - 2 * grace_ns(key.protocol)
+            late = [
+                (key, tcp_ns if key.protocol == TCP else other_ns)
+                for key, claims in table.items()
+                if claims[0].end_ns < other_ns or len(claims) > 1
+            ]
+            for key, before_ns in late:
                 old = [claim for claim in table[key] if claim.end_ns < before_ns]
                 if old:
                     self._let_go(table, key, old)
@@ -335,19 +356,24 @@ class OwnerTable:
             self.evicted_endpoints += 1
             self._let_go(self._claims, key, self._claims[key])
         self._believed = [
-            claim for claim in self._believed if claim.is_open and not claim.forgotten
+            claim for claim in self._believed if claim.end_ns == FOREVER_NS and not claim.forgotten
         ]
+        for inode in list(islice(self._first_ns, max(0, len(self._first_ns) - 2 * self._max_endpoints))):
+            del self._first_ns[inode]
 
     def _oldest(self, number: int) -> list[FlowKey]:
         """The endpoints to do without: closed ones first, then those that were claimed first."""
         if number <= 0:
             return []
-        closed = [
-            key for key, claims in self._claims.items() if not any(c.is_open for c in claims)
-        ][:number]
-        chosen = set(closed)
+        closed = (
+            key
+            for key, claims in self._claims.items()
+            if claims[-1].end_ns != FOREVER_NS and not any(claim.is_open for claim in claims)
+        )
+        first = list(islice(closed, number))
+        chosen = set(first)
         rest = (key for key in self._claims if key not in chosen)
-        return closed + [key for _, key in zip(range(number - len(closed)), rest, strict=False)]
+        return first + list(islice(rest, number - len(first)))
 
     def _let_go(self, table: dict[FlowKey, list[Claim]], key: FlowKey, claims: list[Claim]) -> None:
         kept = [claim for claim in table[key] if claim not in claims]
@@ -355,6 +381,11 @@ class OwnerTable:
             table[key] = kept
         else:
             del table[key]
+            port = (key.netns, key.protocol, key.local_port)
+            if self._ports[port] > 1:
+                self._ports[port] -= 1
+            else:
+                del self._ports[port]
         inodes = {claim.inode for claim in kept}
         for claim in claims:
             claim.forgotten = True
@@ -366,6 +397,14 @@ class OwnerTable:
                 keys.discard(key)
                 if not keys:
                     del self._by_inode[claim.inode]
+
+    def _at(self, table: dict[FlowKey, list[Claim]], key: FlowKey) -> list[Claim]:
+        claims = table.get(key)
+        if claims is None:
+            claims = table[key] = []
+            port = (key.netns, key.protocol, key.local_port)
+            self._ports[port] = self._ports.get(port, 0) + 1
+        return claims
 
     def _remember(self, key: FlowKey, claim: Claim) -> None:
         if claim.inode:

@@ -31,6 +31,7 @@ class Verdict(NamedTuple):
 
 NOBODY: frozenset[ProcessId] = frozenset()
 NO_SOCKET = Verdict(None, None, Reason.NO_SOCKET, NOBODY)
+EVICTED = Verdict(None, None, Reason.EVICTED, NOBODY)
 SEEN = Verdict(None, None, Reason.PENDING, NOBODY)
 """A witness has said something, but the next look may say more."""
 UNSEEN = Verdict(None, None, Reason.PENDING, NOBODY)

@@ -169,8 +169,8 @@ def _flow_row(key: RowKey, row: BookedFlow, process_of: Callable[[ProcessId], Pr
         evidence=row.evidence,
         reason=key.reason,
         candidates=tuple(process_of(process) for process in sorted(row.candidates)),
-        sent=row.tally.sent,
-        received=row.tally.received,
+        sent=row.sent,
+        received=row.received,
         first_ns=row.first_ns,
         last_ns=row.last_ns,
     )

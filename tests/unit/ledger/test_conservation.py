@@ -5,9 +5,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from procnet.errors import ConservationError
-from procnet.ledger.flows import FlowTable, Tally
+from procnet.ledger.flows import Shares, Tally
 from procnet.model import TCP, UDP, EventKind, FlowCount, ProcessId, Reason
-from tests.unit.ledger.world import ALICE, BOB, CAROL, World, connected, flow, udp_socket
+from tests.unit.ledger.world import (
+    ALICE,
+    BOB,
+    CAROL,
+    MS,
+    T0,
+    World,
+    connected,
+    flow,
+    udp_socket,
+)
 
 STEPS = st.lists(
     st.tuples(
@@ -74,7 +84,7 @@ def test_evicted_processes_lose_their_name_and_not_their_bytes() -> None:
     from procnet.ledger.verdict import Verdict
     from procnet.model import Evidence
 
-    table = FlowTable(max_processes=2)
+    table = Shares(max_processes=2)
     for pid in range(5):
         verdict = Verdict(ProcessId(pid, 0), Evidence.KERNEL_EVENT, None, frozenset())
         table.add(FlowCount("lo", flow(), True, 1, 131, 103, 0, 0, False, None), verdict)
@@ -104,12 +114,70 @@ def test_what_is_forwarded_is_never_asked_for_an_owner() -> None:
     assert world.verdicts() == {Reason.FORWARDED: (3, 0)}
 
 
-def test_too_many_waiting_runs_are_settled_with_what_is_known() -> None:
+def test_too_many_waiting_runs_are_evicted_and_counted() -> None:
     world = World(max_waiting=10)
     for port in range(30):
         world.packets(port, flow(UDP, 4001 + port))
     world.settle(31)
-    assert world.verdicts() == {Reason.NO_SOCKET: (20, 2020), Reason.PENDING: (10, 1010)}
+    assert world.verdicts() == {Reason.EVICTED: (20, 2020), Reason.PENDING: (10, 1010)}
+    assert world.ledger.evicted_runs == 20
+    world.look(32)
+    world.look(34)
+    world.settle(36)
+    assert world.verdicts() == {Reason.EVICTED: (20, 2020), Reason.NO_SOCKET: (10, 1010)}
+    kept = {key.flow.local_port for key, _ in world.ledger.account().rows if key.reason}
+    assert kept == set(range(4001, 4031)), "the oldest went, and all have their rows"
+
+
+def test_a_flood_of_strangers_does_not_evict_what_a_witness_knows() -> None:
+    world = World(max_waiting=10)
+    world.look(0, (udp_socket(7001, 4001), {ALICE}))
+    world.packets(5, flow(UDP, 4001))
+    for port in range(30):
+        world.packets(6 + port, flow(UDP, 5001 + port))
+    world.settle(40)
+    for at_ms in (41, 50):
+        world.look(at_ms, (udp_socket(7001, 4001), {ALICE}))
+        world.settle(at_ms + 5)
+    assert world.verdicts()[ALICE] == (1, 101)
+    assert world.verdicts()[Reason.EVICTED] == (21, 2121)
+
+
+@pytest.mark.parametrize("steps", [0, 1, 2])
+def test_an_account_between_two_steps_of_settling_adds_up(
+    steps: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("procnet.ledger.ledger.SLICE_RUNS", 7)
+    world = World()
+    world.event(0, ALICE)
+    for at_ms in range(1, 24):
+        world.packets(at_ms)
+    settling = world.ledger.settling(T0 + 30 * MS)
+    for _ in range(steps):
+        next(settling)
+    booked = {ALICE: (7 * steps, 707 * steps)} if steps else {}
+    waiting = 23 - 7 * steps
+    assert world.verdicts() == booked | {Reason.PENDING: (waiting, 101 * waiting)}
+    del settling
+    world.settle(31)
+    assert world.verdicts() == {ALICE: (23, 2323)}, "a settling that was broken off loses nothing"
+
+
+def test_an_account_stays_as_it_was_taken() -> None:
+    world = World()
+    world.event(0, ALICE)
+    world.packets(1)
+    world.settle(2)
+    accounts = (world.ledger.account(), world.ledger.take_interval())
+    world.packets(3, number=3)
+    world.settle(4)
+    for account in accounts:
+        assert account.rows[0][1].sent.packets == 1
+        assert account.processes[0][1].sent.packets == 1
+    (row,) = world.ledger.take_interval().rows
+    assert (row[1].sent.packets, row[1].first_ns) == (3, T0 + 3 * MS)
+    (row,) = world.ledger.account().rows
+    assert (row[1].sent.packets, row[1].first_ns) == (4, T0 + MS)
 
 
 def test_forgetting_is_bounded_and_counted() -> None:
