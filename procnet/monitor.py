@@ -31,6 +31,7 @@ TICK_S = 0.1
 _HAND_OVER_S = 0.05
 _HAND_OVER_NEW_S = 0.002
 _BREATH_S = 0.002
+_YIELD_S = 0.001
 _HOLD_BACK_MS = 50
 _HOLD_BACK_LOOKING_MS = 2
 """Where owners are only looked at, a look must come before a short-lived socket is gone."""
@@ -190,9 +191,10 @@ class Monitor:
 
     def report(self) -> Report:
         """Everything since the start; what still waits for an owner is ``PENDING``."""
-        with self._locked():
-            account, loss = self._ledger.account(), self._loss()
-        return self._report(account, loss, self._started_ns)
+        with self._asked():
+            with self._lock:
+                account, loss = self._ledger.account(), self._loss()
+            return self._report(account, loss, self._started_ns)
 
     def __iter__(self) -> Iterator[Report]:
         """One report for each interval, until ``stop()``; a slow reader gets longer intervals.
@@ -208,10 +210,11 @@ class Monitor:
             ended = self._stopped.wait(max(0.0, next_s - time.monotonic()))
             if not ended:
                 self._ask_for_a_look()
-            with self._locked():
-                account, loss = self._ledger.take_interval(), self._loss()
-            report = self._report(account, loss, self._interval_ns)
-            self._interval_ns = report.ended_ns
+            with self._asked():
+                with self._lock:
+                    account, loss = self._ledger.take_interval(), self._loss()
+                report = self._report(account, loss, self._interval_ns)
+                self._interval_ns = report.ended_ns
             yield report
             next_s = max(next_s + self._interval_s, time.monotonic())
 
@@ -223,15 +226,14 @@ class Monitor:
         self._looked.wait(_LOOK_WAIT_S)
 
     @contextlib.contextmanager
-    def _locked(self) -> Iterator[None]:
+    def _asked(self) -> Iterator[None]:
         if self._pid not in (0, os.getpid()):
-            # The threads are not here, and one of them may have held the lock.
+            # The threads are not here, and one of them may have held a lock.
             raise UsageError("a Monitor does not go through fork(): make another one")
         caller = threading.get_ident()
         self._asking.add(caller)
         try:
-            with self._lock:
-                yield
+            yield
         finally:
             self._asking.discard(caller)
 
@@ -317,24 +319,35 @@ class Monitor:
         with self._lock:
             self._guarded(witnesses.follow_clock)
             self._ledger.count(counts)
-            self._guarded(witnesses.observe)
-            self._ledger.settle(time.time_ns())
+        # Owners are this thread's alone: nobody who asks for a report waits for them.
+        self._guarded(witnesses.observe)
+        self._settle()
         asked = self._look_asked.is_set()
         self._look_asked.clear()
-        # A look may take long: nobody who asks for a report waits for it.
         scan: SocketScan | None = None
         try:
             scan = witnesses.scan() if final else witnesses.scan_if_due(asked=asked)
         finally:
-            with self._lock:
-                if scan is not None:
-                    # Whoever took what was counted before the look has been told of before its end.
-                    self._guarded(witnesses.observe)
-                    witnesses.take(scan)
-                if scan is not None or final:
-                    self._ledger.settle(time.time_ns(), final=final)
+            if scan is not None:
+                # Whoever took what was counted before the look has been told of before its end.
+                self._guarded(witnesses.observe)
+                witnesses.take(scan)
+            if scan is not None or final:
+                self._settle(final=final)
             if asked:
                 self._looked.set()
+
+    def _settle(self, *, final: bool = False) -> None:
+        now_ns = time.time_ns()
+        steps = self._ledger.settling(now_ns, final=final)
+        more = True
+        while more:
+            with self._lock:
+                more = next(steps, False)
+            if more:
+                # A lock of Python is not fair: who waits for it needs time to wake up and take it.
+                time.sleep(_YIELD_S)
+        self._ledger.forget(now_ns)
 
     def _guarded(self, step: Callable[P, None], *args: P.args, **kwargs: P.kwargs) -> None:
         try:

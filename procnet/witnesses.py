@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from collections.abc import Iterable
 
@@ -34,7 +35,7 @@ def open_hooks(owners: str) -> CoreOwners | KprobeOwners:
 
 
 class Witnesses:
-    """Feeds a ledger with what is known of owners. Used by one thread at a time.
+    """Feeds a ledger with what is known of owners. Used by one thread, but ``process`` by any.
 
     ``owners`` is the rung: ``core``, ``kprobe``, ``sock_diag`` or ``proc``. Raises
     ``UnsupportedError``, ``LoadError`` or ``AccessError`` if it cannot be had.
@@ -50,6 +51,7 @@ class Witnesses:
         self._scanner: SocketScanner | None = None
         self._snapshot_fails = False
         self._processes = ProcessTable()
+        self._reading = threading.Lock()
         self.events = open_hooks(owners) if owners in ("core", "kprobe") else None
         """The source that tells owners as it happens; None where they are only looked at."""
         self._read_ns = time.time_ns()
@@ -68,14 +70,15 @@ class Witnesses:
         read_ns = time.time_ns()
         # The hooks see every namespace; packets are captured in ours.
         events = [event for event in self.events.read() if event.netns == self._netns]
-        for process in self.events.read_processes():
-            self._processes.remember(process)
-        for event in events:
-            known = event.kernel or event.process in self._processes
-            # Asked now, while it lives, if the kernel had no room to tell of it.
-            if not known and self._processes.get(event.process) is None:
-                pid, start_time_ns = event.process
-                self._processes.remember(Process(pid, start_time_ns, event.name, uid=event.uid))
+        with self._reading:
+            for process in self.events.read_processes():
+                self._processes.remember(process)
+            for event in events:
+                known = event.kernel or event.process in self._processes
+                # Asked now, while it lives, if the kernel had no room to tell of it.
+                if not known and self._processes.get(event.process) is None:
+                    pid, start_time_ns = event.process
+                    self._processes.remember(Process(pid, start_time_ns, event.name, uid=event.uid))
         self._ledger.observe(events)
         # After the events: those of the same batch are no surer than those before it.
         self.processes_lost = self.events.processes_lost()
@@ -145,7 +148,8 @@ class Witnesses:
 
     def process(self, process: ProcessId) -> Process:
         """What is known of a process, at least its id."""
-        return self._processes.get(process) or Process(*process, name="")
+        with self._reading:
+            return self._processes.get(process) or Process(*process, name="")
 
     def close(self) -> None:
         """Detaches the hooks; what is known of processes stays."""
@@ -155,4 +159,5 @@ class Witnesses:
     def _remember_all(self, processes: Iterable[ProcessId]) -> None:
         # Now, while they live: when they are reported they may be gone.
         for process in processes:
-            self._processes.get(process)
+            with self._reading:
+                self._processes.get(process)

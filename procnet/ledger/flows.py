@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from typing import NamedTuple
 
-from procnet.ledger.verdict import NOBODY, Verdict
+from procnet.ledger.verdict import Verdict
 from procnet.model import Evidence, FlowCount, FlowKey, ProcessId, Reason, Traffic
 
 MAX_FLOWS = 65_536
@@ -65,7 +65,7 @@ class RowKey(NamedTuple):
 
 
 class FlowRow(NamedTuple):
-    """What one flow moved for one owner. More bytes make a new row: an account keeps what it has."""
+    """What one flow moved for one owner. More bytes make another row: an account stays."""
 
     sent_packets: int
     sent_wire_bytes: int
@@ -90,8 +90,10 @@ class FlowRow(NamedTuple):
         """Both together."""
         evidence = self.evidence
         # The best witness that has named this process; it holds for the row's earlier bytes too.
-        if evidence is not other.evidence and other.evidence is not None and (
-            evidence is None or other.evidence.rank < evidence.rank
+        if (
+            evidence is not other.evidence
+            and other.evidence is not None
+            and (evidence is None or other.evidence.rank < evidence.rank)
         ):
             evidence = other.evidence
         return _new(

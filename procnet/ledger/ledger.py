@@ -126,14 +126,17 @@ class Ledger:
             pass
         self.forget(now_ns)
 
-    def settling(self, now_ns: int, *, final: bool = False) -> Iterator[None]:
-        """The same in steps, between which accounts may be taken. Other calls have to wait."""
+    def settling(self, now_ns: int, *, final: bool = False) -> Iterator[bool]:
+        """The same in steps, True after each, between which accounts may be taken.
+
+        Other calls have to wait until it is through or given up; then comes ``forget``.
+        """
         self._now_ns = now_ns
         self._make_due(final)
         while self._due:
             for _ in range(min(SLICE_RUNS, len(self._due))):
                 self._settle_one(self._due.pop(), now_ns, final)
-            yield
+            yield True
         self._make_room()
 
     def forget(self, now_ns: int) -> None:

@@ -358,7 +358,8 @@ class OwnerTable:
         self._believed = [
             claim for claim in self._believed if claim.end_ns == FOREVER_NS and not claim.forgotten
         ]
-        for inode in list(islice(self._first_ns, max(0, len(self._first_ns) - 2 * self._max_endpoints))):
+        crowd = max(0, len(self._first_ns) - 2 * self._max_endpoints)
+        for inode in list(islice(self._first_ns, crowd)):
             del self._first_ns[inode]
 
     def _oldest(self, number: int) -> list[FlowKey]:
