@@ -115,13 +115,16 @@ class Clock:
         self.parts[name] = self.parts.get(name, 0.0) + took_s
 
 
-def settle(ledger: Ledger, clock: Clock, now_ns: int, *, final: bool = False) -> None:
+def step(name: str, clock: Clock, steps: Iterator[bool]) -> None:
     more = True
-    steps = ledger.settling(now_ns, final=final)
     while more:
         began_s = time.process_time()
         more = next(steps, False)
-        clock.took("settle", began_s)
+        clock.took(name, began_s)
+
+
+def settle(ledger: Ledger, clock: Clock, now_ns: int, *, final: bool = False) -> None:
+    step("settle", clock, ledger.settling(now_ns, final=final))
     began_s = time.process_time()
     ledger.forget(now_ns)
     clock.took("forget", began_s)
@@ -133,9 +136,7 @@ def run(case: Case, flows: int) -> None:
     began_s = time.process_time()
     ledger.look(look_at(case, T0 - DRAIN_NS))
     for now_ns, counts, events in drains(case, flows):
-        began_s = time.process_time()
-        ledger.count(counts)
-        clock.took("count", began_s)
+        step("count", clock, ledger.counting(counts))
         began_s = time.process_time()
         ledger.observe(events)
         clock.took("observe", began_s)

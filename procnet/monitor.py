@@ -318,7 +318,7 @@ class Monitor:
         ]
         with self._lock:
             self._guarded(witnesses.follow_clock)
-            self._ledger.count(counts)
+        self._step(self._ledger.counting(counts))
         # Owners are this thread's alone: nobody who asks for a report waits for them.
         self._guarded(witnesses.observe)
         self._settle()
@@ -339,7 +339,11 @@ class Monitor:
 
     def _settle(self, *, final: bool = False) -> None:
         now_ns = time.time_ns()
-        steps = self._ledger.settling(now_ns, final=final)
+        self._step(self._ledger.settling(now_ns, final=final))
+        self._ledger.forget(now_ns)
+
+    def _step(self, steps: Iterator[bool]) -> None:
+        """Makes the steps; the lock is only held for one at a time."""
         more = True
         while more:
             with self._lock:
@@ -347,7 +351,6 @@ class Monitor:
             if more:
                 # A lock of Python is not fair: who waits for it needs time to wake up and take it.
                 time.sleep(_YIELD_S)
-        self._ledger.forget(now_ns)
 
     def _guarded(self, step: Callable[P, None], *args: P.args, **kwargs: P.kwargs) -> None:
         try:

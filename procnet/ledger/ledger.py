@@ -30,7 +30,7 @@ MAX_WAITING = 131_072
 PATIENCE_NS = 5_000_000_000
 """A run waits about this long at the most if nobody looks at the sockets."""
 SLICE_RUNS = 4096
-"""How many runs are settled between two pauses: 10 to 30 ms."""
+"""How many runs are counted or settled in one step: up to 30 ms."""
 _FORGET_EVERY_NS = 5_000_000_000
 
 
@@ -86,18 +86,28 @@ class Ledger:
 
     def count(self, counts: Iterable[FlowCount]) -> None:
         """Takes what the counters hand over."""
-        for count in sorted(counts, key=attrgetter("first_ns")):
-            self._counted.add(count)
-            key = count.key
-            if key is None or count.reason is not None:
-                reason = count.reason or Reason.UNDECODABLE
-                if reason is Reason.UNDECODABLE:
-                    self.undecodable_packets += count.packets
-                self._book(count, Verdict(None, None, reason, NOBODY))
-                continue
-            if key.protocol == TCP:
-                self._generations.note(count)
-            self._fresh.append(count)
+        for _ in self.counting(counts):
+            pass
+
+    def counting(self, counts: Iterable[FlowCount]) -> Iterator[bool]:
+        """The same in steps, True after each, between which accounts may be taken."""
+        for number, count in enumerate(sorted(counts, key=attrgetter("first_ns")), 1):
+            self._count_one(count)
+            if number % SLICE_RUNS == 0:
+                yield True
+
+    def _count_one(self, count: FlowCount) -> None:
+        self._counted.add(count)
+        key = count.key
+        if key is None or count.reason is not None:
+            reason = count.reason or Reason.UNDECODABLE
+            if reason is Reason.UNDECODABLE:
+                self.undecodable_packets += count.packets
+            self._book(count, Verdict(None, None, reason, NOBODY))
+            return
+        if key.protocol == TCP:
+            self._generations.note(count)
+        self._fresh.append(count)
 
     def observe(self, events: Iterable[OwnerEvent]) -> None:
         """Takes all events that were told before the counts of the same tick were drained."""
@@ -127,7 +137,7 @@ class Ledger:
         self.forget(now_ns)
 
     def settling(self, now_ns: int, *, final: bool = False) -> Iterator[bool]:
-        """The same in steps, True after each, between which accounts may be taken.
+        """The same in steps, as ``counting``.
 
         Other calls have to wait until it is through or given up; then comes ``forget``.
         """
@@ -137,7 +147,8 @@ class Ledger:
             for _ in range(min(SLICE_RUNS, len(self._due))):
                 self._settle_one(self._due.pop(), now_ns, final)
             yield True
-        self._make_room()
+        while self._make_room():
+            yield True
 
     def forget(self, now_ns: int) -> None:
         """Lets go of owners that can answer for nothing any more, if it is time."""
@@ -183,18 +194,21 @@ class Ledger:
         else:
             self._book(count, verdict)
 
-    def _make_room(self) -> None:
+    def _make_room(self) -> bool:
         """Books what is too much as ``EVICTED``: to guess before two looks may name a stranger.
 
         Those of which nobody has said anything go first, and of them the oldest.
         """
         crowd = len(self._seen) + len(self._unseen) - self._max_waiting
-        if crowd > 0:
-            evicted = self._unseen.take_oldest(crowd)
-            evicted += self._seen.take_oldest(crowd - len(evicted))
-            self.evicted_runs += len(evicted)
-            for count in evicted:
-                self._book(count, EVICTED)
+        if crowd <= 0:
+            return False
+        number = min(crowd, SLICE_RUNS)
+        evicted = self._unseen.take_oldest(number)
+        evicted += self._seen.take_oldest(number - len(evicted))
+        self.evicted_runs += len(evicted)
+        for count in evicted:
+            self._book(count, EVICTED)
+        return True
 
     def _book(self, count: FlowCount, verdict: Verdict) -> None:
         self._booked.add(count, verdict)

@@ -10,15 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from itertools import islice
 
-from procnet.ledger.claims import (
-    ALWAYS_NS,
-    CLOCK_SLACK_NS,
-    FOREVER_NS,
-    OTHER_GRACE_NS,
-    TCP_GRACE_NS,
-    Claim,
-    shifted,
-)
+from procnet.ledger.claims import ALWAYS_NS, CLOCK_SLACK_NS, FOREVER_NS, Claim, grace_ns, shifted
 from procnet.ledger.keys import WILDCARDS, Port, key_of_event, key_of_socket, local_key
 from procnet.model import (
     TCP,
@@ -339,14 +331,10 @@ class OwnerTable:
 
     def forget(self, now_ns: int) -> None:
         """Lets go of what can answer for no packet any more, and of what is too much."""
-        tcp_ns, other_ns = now_ns - 2 * TCP_GRACE_NS, now_ns - 2 * OTHER_GRACE_NS
         for table in (self._claims, self._listeners):
-            late = [
-                (key, tcp_ns if key.protocol == TCP else other_ns)
-                for key, claims in table.items()
-                if claims[0].end_ns < other_ns or len(claims) > 1
-            ]
-            for key, before_ns in late:
+            late = [k for k, old in table.items() if old[0].end_ns < now_ns or len(old) > 1]
+            for key in late:
+                before_ns = now_ns - 2 * grace_ns(key.protocol)
                 old = [claim for claim in table[key] if claim.end_ns < before_ns]
                 if old:
                     self._let_go(table, key, old)
