@@ -15,6 +15,7 @@ import os
 import socket
 import sys
 import time
+import traceback
 from collections.abc import Callable
 
 HOST = "127.0.0.1"
@@ -64,15 +65,18 @@ def moved(
 class Child:
     """A forked process that does something and tells what it moved."""
 
-    def __init__(self, work: Callable[[], Truth]) -> None:
+    def __init__(self, work: Callable[[], Truth], fork: Callable[[], int] = os.fork) -> None:
         self._told, telling = os.pipe()
-        self.pid = os.fork()
+        self.pid = fork()
         if self.pid == 0:
             status = 1
             try:
                 with os.fdopen(telling, "w") as pipe:
                     json.dump(work(), pipe)
                 status = 0
+            except BaseException:
+                traceback.print_exc()
+                raise
             finally:
                 os._exit(status)
         os.close(telling)
