@@ -7,6 +7,7 @@ test_short_lived.py.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import signal
 import subprocess
@@ -80,7 +81,7 @@ class Scenes:
 class Run:
     """One report over everything."""
 
-    def __init__(self, here: Namespace, elsewhere: Namespace, program: Path) -> None:
+    def __init__(self, here: Namespace, elsewhere: Namespace, program: Path, kernel: str) -> None:
         for each in (here, elsewhere):
             # Datagrams are fragmented as on a cable; ping sockets are for everybody.
             each.run(["ip", "link", "set", "lo", "mtu", "1500"])
@@ -89,7 +90,7 @@ class Run:
         bystander, older = (Scenes(here, program, kind) for kind in ("bystander", "older_udp"))
         for held in (bystander, older):
             held.wait_until_ready()
-        reporter = Reporter(here, "--interface", "lo", "--kernel", "core", ready_s=READY_S)
+        reporter = Reporter(here, "--interface", "lo", "--kernel", kernel, ready_s=READY_S)
         twins = [Scenes(each, program, "same_tuple") for each in (here, elsewhere)]
         for twin in twins:
             twin.wait_until_ready()
@@ -114,10 +115,23 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return made
 
 
+@contextlib.contextmanager
+def performed(program: Path, kernel: str) -> Iterator[Run]:
+    with Namespace("here") as here, Namespace("elsewhere") as elsewhere:
+        yield Run(here, elsewhere, program, kernel)
+
+
 @pytest.fixture(scope="module")
 def everything(program: Path) -> Iterator[Run]:
-    with Namespace("here") as here, Namespace("elsewhere") as elsewhere:
-        yield Run(here, elsewhere, program)
+    with performed(program, "core") as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def looked_at(program: Path) -> Iterator[Run]:
+    """The same without the kernel's word."""
+    with performed(program, "off") as made:
+        yield made
 
 
 def process_of(entry: dict[str, Any]) -> tuple[int, int] | None:
@@ -246,6 +260,13 @@ def test_a_pid_that_is_used_again_is_two_processes(everything: Run) -> None:
     rows = [row for row in everything.report["processes"] if row["pid"] == first["pid"]]
     sent = {row["start_time_ns"]: row["sent"]["payload_bytes"] for row in rows}
     assert sent == {process_of(each)[1]: each["sent"] for each in (first, second)}
+
+
+@pytest.mark.parametrize("kind", [*KINDS, "older_udp", "same_tuple"])
+def test_looking_names_nobody_wrongly(looked_at: Run, kind: str) -> None:
+    found = compare(looked_at.report, looked_at.truth(kind))
+    print(kind, found)
+    assert (found.wrong, found.uncounted) == (0, COUNTED_ONCE_BYTES.get(kind, 0))
 
 
 @pytest.mark.parametrize("form", ["text", "json"])
