@@ -48,6 +48,18 @@ def test_a_receive_event_reaches_back_to_what_lay_in_the_socket() -> None:
     assert world.verdicts() == {ALICE: (7, 101)}
 
 
+def test_an_owner_is_not_forgotten_while_a_run_waits_for_a_slow_look() -> None:
+    world = World()
+    world.packets(0, sent=False, number=7)
+    world.event(10, ALICE, EventKind.RECEIVE)
+    world.event(20, ALICE, EventKind.CLOSE)
+    world.settle(30)
+    world.settle(40)
+    world.settle(5040)
+    world.settle(5050)
+    assert world.verdicts() == {ALICE: (7, 101)}
+
+
 def test_a_port_that_changes_hands_is_split_at_the_events() -> None:
     world = World()
     for turn in range(200):
