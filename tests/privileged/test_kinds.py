@@ -24,12 +24,16 @@ from tests.privileged.namespace import TOP, WAIT_S, Namespace, run
 from tests.privileged.reporting import SIDES, Reporter, flows, payload, wire
 from tests.workloads.kinds import HOSTILE_NAME, KINDS
 
+BTF = Path("/sys/kernel/btf/vmlinux")
 READY_S = 120.0
 """An emulated machine may be that slow."""
 
 Truth = list[dict[str, Any]]
 Flow = tuple[Any, ...]
 
+_TELLS_RAW_RECEIVERS = b"btf_trace_sock_recv_length" in BTF.read_bytes()
+
+ALL_KINDS = (*KINDS, "older_udp", "same_tuple", "never_accepted")
 MAY_BE_UNKNOWN = {
     # Kind: the reason that may stand where its truth names a process. Never another name.
     # One packet, one flow, two takers.
@@ -40,6 +44,8 @@ MAY_BE_UNKNOWN = {
     "tuple_reused_at_once": "AMBIGUOUS",
     # bpf/README.md, "Known gaps": without fentry, several sockets on one endpoint.
     **({} if libbpf.can_trace_functions() else {"reuseport_blind": "AMBIGUOUS"}),
+    # The same: before 6.3, raw sockets that only receive.
+    **({} if _TELLS_RAW_RECEIVERS else {"raw_253": "NO_SOCKET"}),
 }
 COUNTED_ONCE_BYTES = {"multicast": 589}
 """Two processes received it, but it is one packet and one flow."""
@@ -96,10 +102,13 @@ class Run:
             twin.wait_until_ready()
         for twin in twins:
             twin.go()
+        unaccepted = Scenes(here, program, "never_accepted")
+        unaccepted.wait_until_ready()
         self.truths = older.truths() | Scenes(here, program, *KINDS).truths() | twins[0].truths()
         self.elsewhere = twins[1].truths()["same_tuple"]
         (self.bystander,) = bystander.truths()["bystander"]
         self.report: dict[str, Any] = reporter.finish()
+        self.truths |= unaccepted.truths()
 
     def truth(self, kind: str) -> Truth:
         truth = self.truths[kind]
@@ -185,7 +194,7 @@ def compare(report: dict[str, Any], truth: Truth) -> Found:
     return Found(right, wrong, unknown, missing)
 
 
-@pytest.mark.parametrize("kind", [*KINDS, "older_udp", "same_tuple"])
+@pytest.mark.parametrize("kind", ALL_KINDS)
 def test_a_kind_is_named_to_the_byte_and_nobody_else_is(everything: Run, kind: str) -> None:
     truth = everything.truth(kind)
     found = compare(everything.report, truth)
@@ -262,7 +271,7 @@ def test_a_pid_that_is_used_again_is_two_processes(everything: Run) -> None:
     assert sent == {process_of(each)[1]: each["sent"] for each in (first, second)}
 
 
-@pytest.mark.parametrize("kind", [*KINDS, "older_udp", "same_tuple"])
+@pytest.mark.parametrize("kind", ALL_KINDS)
 def test_looking_names_nobody_wrongly(looked_at: Run, kind: str) -> None:
     found = compare(looked_at.report, looked_at.truth(kind))
     print(kind, found)

@@ -405,7 +405,7 @@ def bystander() -> Truth:
     return [moved("none", (V4, 0), (V4, 0))]
 
 
-HELD = {each.__name__: each for each in (bystander, older_udp, same_tuple)}
+HELD = {each.__name__: each for each in (bystander, older_udp, same_tuple, streams.never_accepted)}
 KINDS = {
     each.__name__: each
     for each in (
