@@ -153,16 +153,18 @@ class Ledger:
     def forget(self, now_ns: int) -> None:
         """Lets go of owners that can answer for nothing any more, if it is time."""
         if now_ns - self._forgot_ns > _FORGET_EVERY_NS:
+            self._forget()
             self._forgot_ns = now_ns
-            self.owners.forget(self._oldest_ns(now_ns))
             self._looked = True
         elif self.owners.is_crowded:
-            self.owners.forget(self._oldest_ns(now_ns))
+            self._forget()
 
-    def _oldest_ns(self, now_ns: int) -> int:
-        """Owners from before it are asked for no more: where looks are slow, runs wait long."""
-        first_ns = (count.first_ns for count in (*self._seen, *self._unseen))
-        return min(first_ns, default=now_ns)
+    def _forget(self) -> None:
+        """Lets go of owners that nothing which waits, or is on its way to us, can ask for."""
+        # What we were told of since the last time may have counts that lag behind it: both wait
+        # where we were stopped, or had no time.
+        waiting_ns = (count.first_ns for count in (*self._seen, *self._unseen))
+        self.owners.forget(min((self._forgot_ns, *waiting_ns)))
 
     def _make_due(self, final: bool) -> None:
         """What is new, and of what waits that of which there is something new to say."""

@@ -50,14 +50,24 @@ def test_a_receive_event_reaches_back_to_what_lay_in_the_socket() -> None:
 
 def test_an_owner_is_not_forgotten_while_a_run_waits_for_a_slow_look() -> None:
     world = World()
-    world.packets(0, sent=False, number=7)
-    world.event(10, ALICE, EventKind.RECEIVE)
-    world.event(20, ALICE, EventKind.CLOSE)
-    world.settle(30)
-    world.settle(40)
-    world.settle(5040)
-    world.settle(5050)
+    world.settle(0)
+    world.packets(1000, sent=False, number=7)
+    world.event(1010, ALICE, EventKind.RECEIVE)
+    world.event(1020, ALICE, EventKind.CLOSE)
+    for at_ms in (1030, 5010, 5020, 10_030, 10_040):
+        world.settle(at_ms)
     assert world.verdicts() == {ALICE: (7, 101)}
+
+
+def test_an_owner_is_not_forgotten_before_counts_that_come_late() -> None:
+    world = World()
+    world.settle(0)
+    world.event(100, ALICE)
+    world.event(110, ALICE, EventKind.CLOSE)
+    world.settle(6000)  # as after a SIGSTOP: the events are read first
+    world.packets(100.05)
+    world.settle(6010)
+    assert world.verdicts() == {ALICE: (1, 101)}
 
 
 def test_a_port_that_changes_hands_is_split_at_the_events() -> None:
