@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from procnet.model import TCP, Evidence, FlowCount, ProcessId
+from procnet.model import TCP, Evidence, FlowCount, FlowKey, ProcessId
 
 ALWAYS_NS = -(1 << 62)
 FOREVER_NS = 1 << 62
@@ -113,3 +113,14 @@ class Claim:
     def touches(self, begin_ns: int, end_ns: int, slack_ns: int = CLOCK_SLACK_NS) -> bool:
         """Does the sure interval share a moment with the given one?"""
         return self.sure_from_ns - slack_ns <= end_ns and begin_ns <= self.sure_to_ns + slack_ns
+
+
+def somebody(key: FlowKey, inode: int, begin_ns: int, end_ns: int) -> Claim:
+    """Who it was then, nobody saw."""
+    claim = Claim(
+        frozenset(), Evidence.SOCKET_SCAN, inode,
+        begin_ns=begin_ns, sure_from_ns=end_ns, sure_to_ns=end_ns,
+        has_remote=bool(key.remote_address),
+    )  # fmt: skip
+    claim.end_ns = end_ns
+    return claim

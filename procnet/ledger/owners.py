@@ -10,7 +10,16 @@ from __future__ import annotations
 from collections.abc import Iterable
 from itertools import islice
 
-from procnet.ledger.claims import ALWAYS_NS, CLOCK_SLACK_NS, FOREVER_NS, Claim, grace_ns, shifted
+from procnet.ledger.claims import (
+    ALWAYS_NS,
+    CLOCK_SLACK_NS,
+    FOREVER_NS,
+    Claim,
+    grace_ns,
+    shifted,
+    somebody,
+)
+from procnet.ledger.endpoints import Endpoints
 from procnet.ledger.keys import WILDCARDS, Port, key_of_event, key_of_socket, local_key
 from procnet.model import (
     TCP,
@@ -38,10 +47,8 @@ class OwnerTable:
         self.boot_ns = 0
         """The wall-clock time of the boot: turns a process's start into the time of packets."""
         self._max_endpoints = max_endpoints
-        self._claims: dict[FlowKey, list[Claim]] = {}
-        self._listeners: dict[FlowKey, list[Claim]] = {}
-        # How many endpoints of both tables are at a port.
-        self._ports: dict[Port, int] = {}
+        self._claims = Endpoints()
+        self._listeners = Endpoints()
         self._by_inode: dict[int, set[FlowKey]] = {}
         self._sighted: dict[tuple[FlowKey, int], Claim] = {}
         self._contested: dict[FlowKey, int] = {}
@@ -63,7 +70,7 @@ class OwnerTable:
 
     def knows(self, port: Port) -> bool:
         """Is anything known of any endpoint there?"""
-        return port in self._ports
+        return self._claims.knows(port) or self._listeners.knows(port)
 
     @property
     def is_crowded(self) -> bool:
@@ -108,7 +115,7 @@ class OwnerTable:
         self._believed = []
 
     def _use(self, key: FlowKey, event: OwnerEvent) -> None:
-        claims = self._at(self._claims, key)
+        claims = self._claims.at(key)
         # A process that has sent by this tuple is not told of again when it receives by it: what
         # lay in the socket before may be its own. (What it sent begins with sure_from_ns.)
         takes = key.protocol != TCP or event.kind in (EventKind.ACCEPT, EventKind.RECEIVE)
@@ -188,7 +195,7 @@ class OwnerTable:
         )
         claim.kernel = event.kernel
         claim.presumed = event.kind is EventKind.ACCEPT
-        self._at(self._claims, key).append(claim)
+        self._claims.at(key).append(claim)
         self._believed.append(claim)
         self._remember(key, claim)
         return claim
@@ -238,7 +245,7 @@ class OwnerTable:
                 if forked:
                     # A child that no look has shown may have used it since the look before.
                     since_ns = self._previous_look_ns
-                    table[key].append(_somebody(key, socket.inode, since_ns, scan.ended_ns))
+                    table[key].append(somebody(key, socket.inode, since_ns, scan.ended_ns))
                 sighted[identity] = claim
                 newcomers |= holders
         for identity, claim in self._sighted.items():
@@ -269,13 +276,13 @@ class OwnerTable:
 
     def _sight(
         self,
-        table: dict[FlowKey, list[Claim]],
+        table: Endpoints,
         key: FlowKey,
         inode: int,
         holders: frozenset[ProcessId],
         scan: SocketScan,
     ) -> Claim | None:
-        claims = self._at(table, key)
+        claims = table.at(key)
         for known in claims:
             if known.evidence is not Evidence.KERNEL_EVENT or known.inode != inode:
                 continue
@@ -295,7 +302,7 @@ class OwnerTable:
             born_ns = self.boot_ns + holder.start_time_ns
             if born_ns > begin_ns:
                 # Somebody who is gone may have had the socket before its holder was born.
-                claims.append(_somebody(key, inode, begin_ns, born_ns))
+                claims.append(somebody(key, inode, begin_ns, born_ns))
                 begin_ns = born_ns
         if any(
             other.inode != inode and other.users and other.end_ns > self._previous_look_ns
@@ -340,7 +347,7 @@ class OwnerTable:
                     self._let_go(table, key, old)
         for key in [key for key, until_ns in self._contested.items() if until_ns < now_ns]:
             del self._contested[key]
-        for key in self._oldest(len(self._claims) - self._max_endpoints):
+        for key in self._claims.oldest(len(self._claims) - self._max_endpoints):
             self.evicted_endpoints += 1
             self._let_go(self._claims, key, self._claims[key])
         self._believed = [
@@ -350,31 +357,8 @@ class OwnerTable:
         for inode in list(islice(self._first_ns, crowd)):
             del self._first_ns[inode]
 
-    def _oldest(self, number: int) -> list[FlowKey]:
-        """The endpoints to do without: closed ones first, then those that were claimed first."""
-        if number <= 0:
-            return []
-        closed = (
-            key
-            for key, claims in self._claims.items()
-            if claims[-1].end_ns != FOREVER_NS and not any(claim.is_open for claim in claims)
-        )
-        first = list(islice(closed, number))
-        chosen = set(first)
-        rest = (key for key in self._claims if key not in chosen)
-        return first + list(islice(rest, number - len(first)))
-
-    def _let_go(self, table: dict[FlowKey, list[Claim]], key: FlowKey, claims: list[Claim]) -> None:
-        kept = [claim for claim in table[key] if claim not in claims]
-        if kept:
-            table[key] = kept
-        else:
-            del table[key]
-            port = (key.netns, key.protocol, key.local_port)
-            if self._ports[port] > 1:
-                self._ports[port] -= 1
-            else:
-                del self._ports[port]
+    def _let_go(self, table: Endpoints, key: FlowKey, claims: list[Claim]) -> None:
+        kept = table.remove(key, claims)
         inodes = {claim.inode for claim in kept}
         for claim in claims:
             claim.forgotten = True
@@ -387,14 +371,6 @@ class OwnerTable:
                 if not keys:
                     del self._by_inode[claim.inode]
 
-    def _at(self, table: dict[FlowKey, list[Claim]], key: FlowKey) -> list[Claim]:
-        claims = table.get(key)
-        if claims is None:
-            claims = table[key] = []
-            port = (key.netns, key.protocol, key.local_port)
-            self._ports[port] = self._ports.get(port, 0) + 1
-        return claims
-
     def _remember(self, key: FlowKey, claim: Claim) -> None:
         if claim.inode:
             self._by_inode.setdefault(claim.inode, set()).add(key)
@@ -402,13 +378,3 @@ class OwnerTable:
     def _drop(self, key: FlowKey, claim: Claim) -> None:
         self._claims[key].remove(claim)
         self._sighted.pop((key, claim.inode), None)
-
-
-def _somebody(key: FlowKey, inode: int, begin_ns: int, end_ns: int) -> Claim:
-    claim = Claim(
-        frozenset(), Evidence.SOCKET_SCAN, inode,
-        begin_ns=begin_ns, sure_from_ns=end_ns, sure_to_ns=end_ns,
-        has_remote=bool(key.remote_address),
-    )  # fmt: skip
-    claim.end_ns = end_ns
-    return claim

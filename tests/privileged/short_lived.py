@@ -89,6 +89,7 @@ def judge(
             ):
                 named += messages
             else:
+                print(f"wrong: {row}, which was sent by {users}")
                 wrong += messages
     return Judgement(named, wrong, unnamed, uncounted)
 
