@@ -40,6 +40,8 @@ MAY_BE_UNKNOWN = {
     "multicast": "AMBIGUOUS",
     # Booked before anybody accepted, when two processes held the listener.
     "data_long_before_accept": "AMBIGUOUS",
+    # Only looks tell of a listener: slow ones (an emulated machine's) may come after 5 s.
+    "never_accepted": "NO_SOCKET",
     # The accept, within the slack of the clocks, may be of the connection before.
     "tuple_reused_at_once": "AMBIGUOUS",
     # bpf/README.md, "Known gaps": without fentry, several sockets on one endpoint.
