@@ -135,7 +135,7 @@ struct task_struct {
 /* sockets */
 
 struct in6_addr {
-	__u8 s6_bytes[16]; /* the kernel has a union there; only its address and size are used */
+	__u32 s6_words[4]; /* the kernel has a union there; only its address and size are used */
 };
 
 struct sock_common {
