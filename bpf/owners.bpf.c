@@ -104,7 +104,7 @@ const struct {
 #define MSG_PEEK 2
 #define MSG_ERRQUEUE 0x2000
 
-/* What we know of a socket. */
+/* What we know of a datagram or raw socket. */
 struct procnet_socket {
 	__u64 inode; /* of its file; 0 where there was none yet */
 	__u64 id;    /* never used twice, unlike an inode or an address */
@@ -113,9 +113,8 @@ struct procnet_socket {
 	__u32 netns;
 	__u32 taker; /* the thread whose receive, still under way, has told its peer */
 	/* What came in for an unconnected socket since its queue was empty. */
-	__u16 waiting; /* enum procnet_waiting */
-	__u16 is_closing;
-	__u32 written; /* tcp_sock.write_seq when a sender was known last */
+	__u32 waiting; /* enum procnet_waiting */
+	__u32 pad;
 	__u64 waiting_id; /* digest of the tuple, written after it */
 	struct procnet_tuple waiting_tuple;
 };
@@ -138,6 +137,23 @@ struct {
 	__type(key, int);
 	__type(value, struct procnet_socket);
 } sockets SEC(".maps");
+
+/*
+ * What we know of a TCP connection. In a map of its own, because what a connection is charged for
+ * most is making room for this, and clearing it away.
+ */
+struct procnet_connection {
+	__u64 told;    /* digest of the user who was told last, 0 if nobody was */
+	__u32 written; /* tcp_sock.write_seq when the last call to send ended */
+	__u32 is_closing;
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_SK_STORAGE);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, int);
+	__type(value, struct procnet_connection);
+} connections SEC(".maps");
 
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
@@ -536,10 +552,10 @@ static __always_inline void tell(struct procnet_socket *socket, struct seen *see
 SEC("sockops")
 int on_tcp_connect(struct bpf_sock_ops *ctx)
 {
-	struct procnet_socket *socket;
 	struct seen seen;
 	struct tcp_sock *tcp;
 	struct bpf_sock *bpf_sk;
+	struct procnet_connection *connection;
 
 	if (ctx->op != BPF_SOCK_OPS_TCP_CONNECT_CB)
 		return 1;
@@ -549,33 +565,29 @@ int on_tcp_connect(struct bpf_sock_ops *ctx)
 	tcp = bpf_skc_to_tcp_sock(bpf_sk);
 	if (!tcp || !see(&seen, (struct sock *)tcp, true) || !seen.tuple.remote_port)
 		return 1;
-	socket = bpf_sk_storage_get(&sockets, tcp, NULL, BPF_SK_STORAGE_GET_F_CREATE);
-	if (socket)
-		note(socket, &seen);
-	if (submit(&seen, PROCNET_CONNECT) && socket)
-		socket->told = current_user();
+	connection = bpf_sk_storage_get(&connections, tcp, NULL, BPF_SK_STORAGE_GET_F_CREATE);
+	if (submit(&seen, PROCNET_CONNECT) && connection)
+		connection->told = current_user();
 	return 1;
 }
 
 static __always_inline int use_tcp(struct sock *sk, __u8 kind)
 {
-	struct procnet_socket *socket = bpf_sk_storage_get(&sockets, sk, NULL, 0);
+	struct procnet_connection *connection = bpf_sk_storage_get(&connections, sk, NULL, 0);
 	__u64 user = current_user();
 	struct seen seen;
 
-	if (socket && socket->told == user)
+	if (connection && connection->told == user)
 		return 0;
 	/* A worker of the kernel's (TLS, for one) acts for the socket's user. */
-	if (socket && socket->told && is_kernel_thread())
+	if (connection && connection->told && is_kernel_thread())
 		return 0;
 	if (!see(&seen, sk, true) || seen.protocol != IPPROTO_TCP || !seen.tuple.remote_port)
 		return 0;
-	if (!socket)
-		socket = bpf_sk_storage_get(&sockets, sk, NULL, BPF_SK_STORAGE_GET_F_CREATE);
-	if (socket)
-		note(socket, &seen);
-	if (submit(&seen, kind) && socket)
-		socket->told = user;
+	if (!connection)
+		connection = bpf_sk_storage_get(&connections, sk, NULL, BPF_SK_STORAGE_GET_F_CREATE);
+	if (submit(&seen, kind) && connection)
+		connection->told = user;
 	return 0;
 }
 
@@ -593,14 +605,14 @@ int BPF_PROG(on_tcp_sendmsg_locked, struct sock *sk)
 SEC("tp_btf/sock_send_length")
 int BPF_PROG(on_tcp_send_length, struct sock *sk, int result)
 {
-	struct procnet_socket *socket;
+	struct procnet_connection *connection;
 
 	if (result <= 0 || sk->sk_protocol != IPPROTO_TCP)
 		return 0;
 	use_tcp(sk, PROCNET_SEND);
-	socket = bpf_sk_storage_get(&sockets, sk, NULL, 0);
-	if (socket)
-		socket->written = BPF_CORE_READ((struct tcp_sock *)sk, write_seq);
+	connection = bpf_sk_storage_get(&connections, sk, NULL, 0);
+	if (connection)
+		connection->written = BPF_CORE_READ((struct tcp_sock *)sk, write_seq);
 	return 0;
 }
 
@@ -613,17 +625,16 @@ static __always_inline void send_tcp(struct bpf_sock *sk)
 {
 	struct tcp_sock *tcp = bpf_skc_to_tcp_sock(sk);
 	struct sock *sock = (struct sock *)tcp;
-	struct procnet_socket *socket;
+	struct procnet_connection *connection;
 
 	if (!tcp || !sock->sk_lock.owned)
 		return;
-	socket = bpf_sk_storage_get(&sockets, tcp, NULL, 0);
+	connection = bpf_sk_storage_get(&connections, tcp, NULL, 0);
 	/* Who closes has been told; a FIN is no data. */
-	if (!socket || socket->is_closing || socket->written == tcp->write_seq)
+	if (!connection || connection->is_closing || connection->written == tcp->write_seq)
 		return;
-	socket->written = tcp->write_seq;
-	if (socket->told != current_user())
-		use_tcp(sock, PROCNET_SEND);
+	connection->written = tcp->write_seq;
+	use_tcp(sock, PROCNET_SEND);
 }
 
 SEC("fentry/tcp_sendmsg")
@@ -658,14 +669,11 @@ int BPF_PROG(on_tcp_receive, struct sock *sk)
  */
 static __always_inline void accept_tcp(struct sock *sk)
 {
-	struct procnet_socket *socket;
 	struct seen seen;
 
 	if (!see(&seen, sk, true) || seen.protocol != IPPROTO_TCP || !seen.tuple.remote_port)
 		return;
-	socket = bpf_sk_storage_get(&sockets, sk, NULL, BPF_SK_STORAGE_GET_F_CREATE);
-	if (socket)
-		note(socket, &seen);
+	bpf_sk_storage_get(&connections, sk, NULL, BPF_SK_STORAGE_GET_F_CREATE);
 	submit(&seen, PROCNET_ACCEPT);
 }
 
@@ -675,7 +683,7 @@ static __always_inline int on_peer_name(struct bpf_sock_addr *ctx)
 	struct bpf_sock *sk = ctx->sk;
 	struct tcp_sock *tcp;
 
-	if (!sk || bpf_sk_storage_get(&sockets, sk, NULL, 0))
+	if (!sk || bpf_sk_storage_get(&connections, sk, NULL, 0))
 		return 1;
 	tcp = bpf_skc_to_tcp_sock(sk);
 	if (tcp)
@@ -1253,7 +1261,7 @@ int BPF_PROG(on_queue, struct sk_buff *skb)
 	}
 	if (!read_frame_tuple(&frame, kind, &seen.tuple))
 		return 0;
-	seen.inode = socket_inode(sk);
+	seen.inode = socket_inode(sk, false);
 	seen.netns = BPF_CORE_READ(sk, __sk_common.skc_net.net, ns.inum);
 	use.socket = seen.inode ^ current_user();
 	use.tuple = seen.tuple;
@@ -1281,10 +1289,11 @@ int on_release(struct bpf_sock *ctx)
 	if (!see(&seen, sk, false) || (seen.type != SOCK_RAW && !seen.tuple.local_port))
 		return 1;
 	if (seen.protocol == IPPROTO_TCP && seen.tuple.remote_port) {
-		struct procnet_socket *socket = bpf_sk_storage_get(&sockets, ctx, NULL, 0);
+		struct procnet_connection *connection =
+			bpf_sk_storage_get(&connections, ctx, NULL, 0);
 
-		if (socket)
-			socket->is_closing = true;
+		if (connection)
+			connection->is_closing = true;
 		else
 			submit(&seen, PROCNET_ACCEPT);
 	}
@@ -1315,8 +1324,11 @@ int on_open_file(struct bpf_iter__task_file *ctx)
 	sk = of_file->sk;
 	if (!sk || !see(&seen, sk, true))
 		return 0;
-	/* A listener has nothing to tell. */
-	if (seen.protocol != IPPROTO_TCP || seen.tuple.remote_port) {
+	if (seen.protocol == IPPROTO_TCP) {
+		/* A listener has nothing to tell. */
+		if (seen.tuple.remote_port)
+			bpf_sk_storage_get(&connections, sk, NULL, BPF_SK_STORAGE_GET_F_CREATE);
+	} else {
 		socket = bpf_sk_storage_get(&sockets, sk, NULL, BPF_SK_STORAGE_GET_F_CREATE);
 		if (socket && !socket->id) {
 			note(socket, &seen);
