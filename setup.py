@@ -2,10 +2,10 @@
 
 They stand in ``bpf/``, beside the package, because they are no Python. An installed procnet needs
 them too, so building copies their sources to ``procnet/bpf/src/`` (BCC compiles one of them on the
-host), and compiles the CO-RE one, for every kernel, to ``procnet/bpf/owners.bpf.o``: that takes
-clang and libbpf's headers. Without them procnet works all the same, with one source less, and
-``procnet doctor`` says so. A checkout reads the sources where they are and has the object in its
-own ``procnet/bpf/``.
+host), and compiles the CO-RE ones, for every kernel, to ``procnet/bpf/*.bpf.o``: that takes clang
+and libbpf's headers. Without them procnet works all the same, with two sources less, and ``procnet
+doctor`` says so. A checkout reads the sources where they are and has the objects in its own
+``procnet/bpf/``.
 """
 
 import shutil
@@ -19,8 +19,11 @@ from setuptools.command.build_py import build_py
 BPF_SOURCES = Path("bpf")
 BPF_PATTERNS = ("*.c", "*.h", "README*", "LICENSE*", "COPYING*")
 PACKAGED_SOURCES = Path("procnet", "bpf", "src")
-CORE_SOURCE = BPF_SOURCES / "owners.bpf.c"
-CORE_OBJECT = Path("procnet", "bpf", "owners.bpf.o")
+# Object → source.
+CORE_OBJECTS = {
+    Path("procnet", "bpf", f"{name}.bpf.o"): BPF_SOURCES / f"{name}.bpf.c"
+    for name in ("owners", "count")
+}
 
 # No path of this machine goes into the object; its BTF has the names of the files alone.
 CLANG = ("clang", "-target", "bpf", "-O2", "-g", "-Wall", "-Werror", "-fdebug-compilation-dir=.")
@@ -32,7 +35,9 @@ class BuildWithBpf(build_py):
     def run(self):
         super().run()
         # A checkout (pip install -e): procnet/bpf/source.py finds the sources in bpf/ itself.
-        self._compile(CORE_OBJECT if self.editable_mode else Path(self.build_lib) / CORE_OBJECT)
+        for compiled, source in CORE_OBJECTS.items():
+            into = compiled if self.editable_mode else Path(self.build_lib) / compiled
+            self._compile(source, into)
         if self.editable_mode:
             return
         for source, target in self._bpf_files():
@@ -43,8 +48,8 @@ class BuildWithBpf(build_py):
         outputs = super().get_outputs(include_bytecode)
         if self.editable_mode:
             return outputs
-        compiled = Path(self.build_lib) / CORE_OBJECT
-        outputs += [str(compiled)] if compiled.exists() else []
+        built = [Path(self.build_lib) / compiled for compiled in CORE_OBJECTS]
+        outputs += [str(compiled) for compiled in built if compiled.exists()]
         return outputs + [str(target) for _, target in self._bpf_files()]
 
     def _bpf_files(self):
@@ -52,11 +57,11 @@ class BuildWithBpf(build_py):
         sources = sorted(path for pattern in BPF_PATTERNS for path in BPF_SOURCES.glob(pattern))
         return [(source, into / source.name) for source in sources]
 
-    def _compile(self, target):
+    def _compile(self, source, target):
         # What an earlier build left may be of other sources.
         target.unlink(missing_ok=True)
         self.mkpath(str(target.parent))
-        command = [*CLANG, "-c", str(CORE_SOURCE), "-o", str(target)]
+        command = [*CLANG, "-c", str(source), "-o", str(target)]
         # Debian and Ubuntu have <asm/types.h> in a directory for the architecture.
         multiarch = sysconfig.get_config_var("MULTIARCH")
         command += [f"-I/usr/include/{multiarch}"] if multiarch else []

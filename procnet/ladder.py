@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from procnet.bpf import core, kprobe
+from procnet.bpf import core, counts, kprobe
 from procnet.capture import handle
 from procnet.errors import UnsupportedError, UsageError
 from procnet.features import no, unknown
@@ -26,6 +26,9 @@ _OWNERS: tuple[tuple[str, Callable[[], Feature], Callable[[], Feature]], ...] = 
     ("proc", procfs.probe, procfs.probe),
 )
 _LOOKING = ("sock_diag", "proc")
+# The counters of the kernel have no time that an owner could be looked up by; the hooks of these
+# owners keep apart what was counted before and after a change.
+_OWNERS_FOR_KERNEL_COUNTING = "core"
 
 
 def check_choices(kernel: str, counting: str) -> None:
@@ -63,6 +66,12 @@ def step_down(features: Features, why: str) -> Features:
     return Features(result.counting, "proc", result.rungs)
 
 
+def count_in_python(features: Features, why: str) -> Features:
+    """The same ladder where counting in the kernel was to be had and could not."""
+    result = replaced(features, no("kernel counting", why))
+    return Features("python", result.owners, result.rungs)
+
+
 def replaced(features: Features, rung: Feature) -> Features:
     """The same ladder with what became of a rung once it was stepped on."""
     rungs = tuple(rung if each.name == rung.name else each for each in features.rungs)
@@ -71,9 +80,9 @@ def replaced(features: Features, rung: Feature) -> Features:
 
 def _features(kernel: str, counting: str, *, every: bool) -> Features:
     check_choices(kernel, counting)
-    not_built = {name: no(f"{name} counting", _NOT_BUILT) for name in ("kernel", "socket")}
-    if counting in not_built:
-        _refuse(f"--counting {counting}", not_built[counting])
+    by_socket = no("socket counting", _NOT_BUILT)
+    if counting == "socket":
+        _refuse("--counting socket", by_socket)
     python = handle.probe() if every else handle.promise()
     names = {"auto": tuple(name for name, _, _ in _OWNERS), "off": _LOOKING}.get(kernel, (kernel,))
     owners = ""
@@ -89,8 +98,23 @@ def _features(kernel: str, counting: str, *, every: bool) -> Features:
             owners = name
         elif name == kernel:
             _refuse(f"--kernel {kernel}", feature)
-    counted_by = "" if python.support is Support.NO else "python"
-    return Features(counted_by, owners or "proc", (*not_built.values(), python, *tried))
+    by_kernel = _kernel_counting(counting, owners or "proc", every=every)
+    if counting == "kernel" and by_kernel.support is Support.NO:
+        _refuse("--counting kernel", by_kernel)
+    counted_by = "python" if counting == "python" or by_kernel.support is Support.NO else "kernel"
+    if python.support is Support.NO:
+        counted_by = ""
+    return Features(counted_by, owners or "proc", (by_kernel, by_socket, python, *tried))
+
+
+def _kernel_counting(counting: str, owners: str, *, every: bool) -> Feature:
+    if owners != _OWNERS_FOR_KERNEL_COUNTING:
+        return no("kernel counting", f"needs core owners; here they come from {owners}")
+    if every:
+        return counts.probe()
+    if counting == "python":
+        return unknown("kernel counting", "was not tried")
+    return counts.promise()
 
 
 def _feature_name(owners: str) -> str:

@@ -165,6 +165,29 @@ class FlowCount(NamedTuple):
     reason: Reason | None
 
 
+Ends = tuple[int, bytes, int, bytes, int]
+"""Protocol, source, source port, destination and destination port, as a packet has them."""
+
+
+class Counted(NamedTuple):
+    """Packets between two ends that one interface saw go one way: what the kernel counts.
+
+    Not yet a flow's: whether it was sent or received is for ``capture`` to say. ``outgoing``: this
+    host gave it to the interface. ``ends`` is None for what found the kernel's table full.
+    ``opens`` is true if the first packet is a TCP SYN without ACK.
+    """
+
+    interface_index: int
+    outgoing: bool
+    ends: Ends | None
+    packets: int
+    wire_bytes: int
+    payload_bytes: int
+    first_ns: int
+    last_ns: int
+    opens: bool
+
+
 class EventKind(enum.IntEnum):
     """What the owner did. The numbers are those of ``enum procnet_event_kind`` in bpf/procnet.h."""
 

@@ -17,6 +17,7 @@ from types import TracebackType
 from typing import ParamSpec
 
 from procnet import ladder
+from procnet.bpf.counts import KernelCounts
 from procnet.capture.handle import BUFFER_BYTES
 from procnet.capture.tap import Tap
 from procnet.errors import AccessError, UnsupportedError, UsageError
@@ -112,10 +113,7 @@ class Monitor:
         try:
             self._witnesses = self._call_witnesses(self._features, netns)
             self._witnesses.take(self._witnesses.scan())
-            hold_back_ms, buffer_bytes = _HOLD_BACK_MS, BUFFER_BYTES
-            if self._witnesses.events is None:
-                hold_back_ms, buffer_bytes = _HOLD_BACK_LOOKING_MS, _BUFFER_LOOKING_BYTES
-            self._tap = Tap(self._names, netns, timeout_ms=hold_back_ms, buffer_bytes=buffer_bytes)
+            self._tap = self._open_tap(self._witnesses, netns)
         except BaseException:
             self._close()
             raise
@@ -149,6 +147,35 @@ class Monitor:
                 found = witnesses.feature
                 self._features = features if found is None else ladder.replaced(features, found)
                 return witnesses
+
+    def _open_tap(self, witnesses: Witnesses, netns: int) -> Tap:
+        assert self._features is not None
+        if self._features.counting == "kernel":
+            try:
+                return self._open_kernel_tap(witnesses, netns)
+            except (UnsupportedError, AccessError) as error:
+                if self._counting == "kernel":
+                    raise
+                self._features = ladder.count_in_python(self._features, str(error))
+                _log.warning("counting in Python, not in the kernel: %s", error)
+        hold_back_ms, buffer_bytes = _HOLD_BACK_MS, BUFFER_BYTES
+        if witnesses.events is None:
+            hold_back_ms, buffer_bytes = _HOLD_BACK_LOOKING_MS, _BUFFER_LOOKING_BYTES
+        return Tap(self._names, netns, timeout_ms=hold_back_ms, buffer_bytes=buffer_bytes)
+
+    def _open_kernel_tap(self, witnesses: Witnesses, netns: int) -> Tap:
+        turns = witnesses.turns_descriptor
+        if turns is None:
+            raise UnsupportedError("kernel counting needs owners that tell when they change: core")
+        engine = KernelCounts.open(turns)
+        try:
+            tap = Tap(self._names, netns, timeout_ms=_HOLD_BACK_MS, engine=engine)
+        except BaseException:
+            engine.close()
+            raise
+        assert self._features is not None
+        self._features = ladder.replaced(self._features, engine.feature())
+        return tap
 
     def stop(self) -> None:
         """Reads what is still on its way, settles it, and gives everything back. Idempotent.
@@ -276,8 +303,10 @@ class Monitor:
         while time.monotonic() < stop_s:
             if self._stopping.is_set():
                 stop_s = min(stop_s, time.monotonic() + _LINGER_S)
+            # What the kernel counts wakes nobody.
+            idle_s = TICK_S if tap.counts_in_kernel else _IDLE_S
             busy = self._busy or self._stopping.is_set()
-            self._guarded(tap.wait, _HAND_OVER_S if busy else _IDLE_S)
+            self._guarded(tap.wait, _HAND_OVER_S if busy else idle_s)
             self._guarded(self._hand_over, tap)
         self._guarded(tap.close)
         self._guarded(self._hand_over, tap, last=True)

@@ -63,6 +63,11 @@ class Witnesses:
         """The rung as it turned out, with the hooks that did not attach; None for looking."""
         return None if self.events is None else self.events.feature()
 
+    @property
+    def turns_descriptor(self) -> int | None:
+        """The map by which a counting program knows that an owner may have changed, if any."""
+        return self.events.turns_descriptor if isinstance(self.events, CoreOwners) else None
+
     def observe(self) -> None:
         """Tells the ledger what the kernel told since the last call, and whether it told all."""
         if self.events is None:

@@ -308,6 +308,16 @@ class CoreOwners(Telling):
         """Questions that no hook of this kernel answers; feature() says why."""
         return tuple(self._choice.missing)
 
+    @property
+    def turns_descriptor(self) -> int | None:
+        """The map that tells when an owner may have changed (bpf/turns.h); None if closed, or if
+        this object has none."""
+        with self._lock:
+            closed = self._final_loss is not None
+            if closed or "turns" not in self._bpf.maps:
+                return None
+            return self._bpf.map_descriptor("turns")
+
     def feature(self) -> Feature:
         """What it is, with what is missing of it."""
         return _feature(self._choice)

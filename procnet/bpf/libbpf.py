@@ -28,6 +28,8 @@ _READ_BYTES = 1 << 16
 _PRINT = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p)
 
 _POINTER, _TEXT, _INT = ctypes.c_void_p, ctypes.c_char_p, ctypes.c_int
+# descriptor, where to begin, where it ended, keys, values, how many, options
+_BATCH = (_INT, _POINTER, _POINTER, _POINTER, _POINTER, ctypes.POINTER(ctypes.c_uint32), _POINTER)
 _SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "libbpf_set_print": (_POINTER, (_POINTER,)),
     "libbpf_probe_bpf_prog_type": (_INT, (_INT, _POINTER)),
@@ -35,6 +37,8 @@ _SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "bpf_object__load": (_INT, (_POINTER,)),
     "bpf_object__close": (None, (_POINTER,)),
     "bpf_object__next_program": (_POINTER, (_POINTER, _POINTER)),
+    "bpf_object__next_map": (_POINTER, (_POINTER, _POINTER)),
+    "bpf_map__name": (_TEXT, (_POINTER,)),
     "bpf_object__find_map_by_name": (_POINTER, (_POINTER, _TEXT)),
     "bpf_program__name": (_TEXT, (_POINTER,)),
     "bpf_program__set_autoload": (_INT, (_POINTER, ctypes.c_bool)),
@@ -46,6 +50,13 @@ _SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "bpf_map__fd": (_INT, (_POINTER,)),
     "bpf_map__set_max_entries": (_INT, (_POINTER, ctypes.c_uint32)),
     "bpf_map__initial_value": (_POINTER, (_POINTER, ctypes.POINTER(ctypes.c_size_t))),
+    "bpf_map__reuse_fd": (_INT, (_POINTER, _INT)),
+    "bpf_program__fd": (_INT, (_POINTER,)),
+    "bpf_prog_test_run_opts": (_INT, (_INT, _POINTER)),
+    "bpf_map_update_elem": (_INT, (_INT, _POINTER, _POINTER, ctypes.c_uint64)),
+    "bpf_map_lookup_batch": (_INT, _BATCH),
+    "bpf_map_lookup_and_delete_batch": (_INT, _BATCH),
+    "libbpf_num_possible_cpus": (_INT, ()),
 }
 
 # Whom libbpf calls is one for the whole process.
@@ -53,7 +64,7 @@ _print_lock = threading.Lock()
 
 
 @functools.cache
-def _library() -> Any:
+def load_library() -> Any:
     """libbpf with its signatures. Raises UnsupportedError if it is not installed."""
     try:
         library = ctypes.CDLL(_SONAME, use_errno=True)
@@ -74,13 +85,13 @@ def _vsnprintf() -> Any:
 
 def check_library() -> None:
     """Raises UnsupportedError if libbpf is not installed."""
-    _library()
+    load_library()
 
 
 @contextlib.contextmanager
 def _collected() -> Iterator[list[str]]:
     """What libbpf has to say in the meantime."""
-    library, vsnprintf = _library(), _vsnprintf()
+    library, vsnprintf = load_library(), _vsnprintf()
     lines: list[str] = []
 
     def take(level: int, text: int, arguments: int) -> int:
@@ -109,16 +120,37 @@ def _refusal(what: str, number: int, lines: list[str]) -> LoadError | AccessErro
 
 def can_trace_functions() -> bool:
     """Does this kernel load fentry programs? By loading one; tp_btf and iter are no proof."""
-    library = _library()
+    library = load_library()
     with _collected():
         return bool(library.libbpf_probe_bpf_prog_type(_PROG_TYPE_TRACING, None) == 1)
+
+
+class _TestRun(ctypes.Structure):
+    # struct bpf_test_run_opts of libbpf 1.0
+    _fields_ = (
+        ("size", ctypes.c_size_t),
+        ("data_in", ctypes.c_char_p),
+        ("data_out", ctypes.c_void_p),
+        ("data_size_in", ctypes.c_uint32),
+        ("data_size_out", ctypes.c_uint32),
+        ("ctx_in", ctypes.c_void_p),
+        ("ctx_out", ctypes.c_void_p),
+        ("ctx_size_in", ctypes.c_uint32),
+        ("ctx_size_out", ctypes.c_uint32),
+        ("result", ctypes.c_uint32),
+        ("repeat", ctypes.c_int),
+        ("duration_ns", ctypes.c_uint32),
+        ("flags", ctypes.c_uint32),
+        ("cpu", ctypes.c_uint32),
+        ("batch_size", ctypes.c_uint32),
+    )
 
 
 class BpfObject:
     """A BPF object file: open, choose, load, attach. ``close()`` gives everything back."""
 
     def __init__(self, image: bytes) -> None:
-        self._library = _library()
+        self._library = load_library()
         self._links: list[int] = []
         self._programs: dict[str, int] = {}
         with _collected() as lines:
@@ -134,6 +166,15 @@ class BpfObject:
     def programs(self) -> frozenset[str]:
         """The names of its programs."""
         return frozenset(self._programs)
+
+    @property
+    def maps(self) -> frozenset[str]:
+        """The names of its maps."""
+        found = set()
+        place = None
+        while place := self._library.bpf_object__next_map(self._object, place):
+            found.add(self._library.bpf_map__name(place).decode())
+        return frozenset(found)
 
     def choose(self, programs: frozenset[str]) -> None:
         """Loads these programs and no others. Before load()."""
@@ -190,6 +231,27 @@ class BpfObject:
         if descriptor < 0:
             raise LoadError(f"the map {name}: {os.strerror(-descriptor)}")
         return descriptor
+
+    def program_descriptor(self, name: str) -> int:
+        """Ours until close()."""
+        descriptor: int = self._library.bpf_program__fd(self._programs[name])
+        if descriptor < 0:
+            raise LoadError(f"the program {name}: {os.strerror(-descriptor)}")
+        return descriptor
+
+    def reuse_map(self, name: str, descriptor: int) -> None:
+        """The map of another object in the place of this one's. Before load()."""
+        self._check(f"use another {name}", self._library.bpf_map__reuse_fd, self._map(name),
+                    descriptor)  # fmt: skip
+
+    def run_program(self, name: str, frame: bytes, repeat: int = 1) -> tuple[int, int]:
+        """Runs a program on an Ethernet frame; what it returned, and the mean time of a run, ns."""
+        options = _TestRun(
+            size=ctypes.sizeof(_TestRun), data_in=frame, data_size_in=len(frame), repeat=repeat
+        )
+        self._check(f"run {name}", self._library.bpf_prog_test_run_opts,
+                    self.program_descriptor(name), ctypes.byref(options))  # fmt: skip
+        return options.result, options.duration_ns
 
     def close(self) -> None:
         """Detaches and unloads everything. May be called again."""

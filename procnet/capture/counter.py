@@ -11,13 +11,13 @@ flow that the packets belong to (on loopback: two, one per end).
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Iterable, Iterator
 from struct import Struct, error
 from typing import Any
 
 from procnet.capture.decode import ETHERNET, SLL, SLL2, Decoder
-from procnet.model import TCP, UDP, FlowCount, FlowKey, Reason, Segment
+from procnet.capture.whose import Whose
+from procnet.model import TCP, UDP, Ends, FlowCount, Reason, Segment
 
 RUN_GAP_NS = 100_000
 """A longer pause ends a run, so that bytes can be told apart when a port changes hands."""
@@ -47,18 +47,9 @@ _IP_AT = {ETHERNET: 14, SLL: 16, SLL2: 20}
 _IPV4_TCP_BYTES = tuple(20 + (byte >> 4) * 4 if byte >= 0x50 else 1 << 20 for byte in range(256))
 _TCP_BYTES = tuple(headers - 20 for headers in _IPV4_TCP_BYTES)
 
-_MULTICAST_IPV4 = range(224, 240)  # RFC 5771
-_BROADCAST = b"\xff\xff\xff\xff"
-_UNSPECIFIED = frozenset({bytes(4), bytes(16)})
-
 # A run is a list because that is the cheapest thing to change in place.
 _PACKETS, _WIRE, _PAYLOAD, _LAST, _FIRST, _OPENS, _VIEWS, _BY_ADDRESS = range(8)
 _Run = list[Any]
-
-# Whom a run counts for: flow, whether it sent, reason.
-_View = tuple[FlowKey | None, bool, Reason | None]
-# Protocol, source, source port, destination, destination port.
-_Ends = tuple[int, bytes, int, bytes, int]
 
 _NEVER_S = float("-inf")
 
@@ -95,16 +86,19 @@ class Counter:
         flow that paused over several drains is taken for new."""
         self._interface = interface
         self._link_type = link_type
-        self._netns = netns
-        self._local = frozenset(local_addresses)
         self._loopback = loopback
         self._own_mac = own_mac
-        self._offline = offline
+        self._whose = Whose(
+            netns,
+            local_addresses,
+            loopback=loopback,
+            offline=offline,
+            max_first_senders=max_entries,
+        )
         self._max_entries = max_entries
         self._entries = 0
         self._decoder = Decoder(link_type)
-        self._first_senders: OrderedDict[_Ends, None] = OrderedDict()
-        self._runs: dict[tuple[_Ends, bool], _Run] = {}
+        self._runs: dict[tuple[Ends, bool], _Run] = {}
         self._finished: list[_Run] = []
         # What belongs to no flow, by reason and by the directions that it counts for.
         self._aside: dict[tuple[Reason, tuple[bool, ...]], _Run] = {}
@@ -194,11 +188,11 @@ class Counter:
     def set_local_addresses(self, addresses: Iterable[bytes]) -> None:
         """Decide direction by these addresses from now on; what was counted stays as it is."""
         local = frozenset(addresses)
-        if local == self._local:
+        if local == self._whose.local_addresses:
             return
         self._finished.extend(run for run in self._runs.values() if run[_PACKETS])
         self._forget()
-        self._local = local
+        self._whose.local_addresses = local
 
     def _forget(self) -> None:
         self._runs.clear()
@@ -217,7 +211,7 @@ class Counter:
         ends = found[:5]
         run = self._runs.get((ends, outgoing))
         if run is None:
-            views, by_address = self._views(ends, outgoing)
+            views, by_address = self._whose.views(ends, outgoing)
             run = [0, 0, 0, _NEVER_S, 0.0, False, views, by_address]
             self.has_new_flows = True
         if found.opens or not -_RUN_GAP_S <= timestamp - run[_LAST] <= _RUN_GAP_S:
@@ -274,50 +268,6 @@ class Counter:
             return frame[:2] == b"\0\x04"
         return self._link_type == SLL2 and frame[10:11] == b"\x04"
 
-    def _views(self, ends: _Ends, outgoing: bool) -> tuple[tuple[_View, ...], bool]:
-        """Whom packets between these ends count for, and whether addresses alone decided it."""
-        protocol, source, source_port, destination, destination_port = ends
-        sender = FlowKey(self._netns, protocol, source, source_port, destination, destination_port)
-        receiver = FlowKey(
-            self._netns, protocol, destination, destination_port, source, source_port
-        )
-        sent: _View = (sender, True, None)
-        received: _View = (receiver, False, None)
-        if self._loopback:
-            return (sent, received), True
-        if self._offline and not self._local:
-            return ((sent if self._sent_first(ends) else received),), True
-        local_ends = []
-        if source in self._local:
-            local_ends.append(sent)
-        if destination in self._local:
-            local_ends.append(received)
-        if local_ends:
-            return tuple(local_ends), True
-        if outgoing:
-            # Without an address of ours it is either passed on, or we have no address yet (DHCP)
-            # or a changed one; only the first goes to another host from another host.
-            if _is_group(destination) or source in _UNSPECIFIED:
-                return (sent,), False
-            return ((sender, True, Reason.FORWARDED),), False
-        if _is_group(destination):
-            return (received,), False
-        return ((receiver, False, Reason.FORWARDED),), False
-
-    def _sent_first(self, ends: _Ends) -> bool:
-        protocol, source, source_port, destination, destination_port = ends
-        known = self._first_senders
-        if ends not in known:
-            reverse = (protocol, destination, destination_port, source, source_port)
-            if reverse in known:
-                known.move_to_end(reverse)
-                return False
-            known[ends] = None
-            if len(known) > self._max_entries:
-                known.popitem(last=False)
-        known.move_to_end(ends)
-        return True
-
     def _counts(self, run: _Run) -> Iterator[FlowCount]:
         packets, wire_bytes, payload_bytes, last, first, opens, views, _ = run
         # The clock may be set back by less than a run's gap.
@@ -332,10 +282,3 @@ class Counter:
 def _nanoseconds(seconds: float) -> int:
     # A double of today's date resolves 238 ns: rounding is all that can be saved.
     return round(seconds * 1e9)
-
-
-def _is_group(address: bytes) -> bool:
-    """Multicast, or the limited broadcast; a subnet's own broadcast cannot be told by looking."""
-    if len(address) == 4:
-        return address[0] in _MULTICAST_IPV4 or address == _BROADCAST
-    return address[0] == 0xFF

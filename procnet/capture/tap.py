@@ -11,6 +11,7 @@ import time
 from collections.abc import Sequence
 
 from procnet.capture.counter import Counter
+from procnet.capture.engine import Engine, KernelSide
 from procnet.capture.handle import BUFFER_BYTES, TIMEOUT_MS, LiveHandle
 from procnet.capture.interfaces import (
     Interface,
@@ -42,8 +43,10 @@ class Tap:
 
     ``names`` are the interfaces to read, or None for those that carry this host's own addresses,
     whichever they are at the time. ``timeout_ms`` is how long the kernel may hold packets back, and
-    ``buffer_bytes`` how many it holds of each interface. Raises ``CaptureError`` for one that does
-    not exist, and ``AccessError`` where the privilege is missing.
+    ``buffer_bytes`` how many it holds of each interface. ``engine`` counts in the kernel what it
+    can, and is closed with the tap; without one all packets come here. Raises ``CaptureError`` for
+    one that does not exist, ``AccessError`` where the privilege is missing, and ``LoadError`` if
+    the engine cannot be attached.
     """
 
     def __init__(
@@ -53,6 +56,7 @@ class Tap:
         *,
         timeout_ms: int = TIMEOUT_MS,
         buffer_bytes: int = BUFFER_BYTES,
+        engine: Engine | None = None,
     ) -> None:
         self.interruptions = 0
         """Times that the capture of an interface ended and had to be opened anew."""
@@ -64,6 +68,7 @@ class Tap:
         self._netns = netns
         self._timeout_ms = timeout_ms
         self._buffer_bytes = buffer_bytes
+        self._kernel = None if engine is None else KernelSide(engine, netns)
         self._listening: dict[str, _Listening] = {}
         self._left: list[FlowCount] = []
         self._dropped_before_packets = 0
@@ -83,6 +88,8 @@ class Tap:
                 )
             if not wanted:
                 raise CaptureError("cannot capture: no interface is up; name one, or bring lo up")
+            if self._kernel is not None:
+                self._kernel.set_local_addresses(local_addresses())
             for interface in wanted.values():
                 self._open(interface)
         except BaseException:
@@ -106,15 +113,27 @@ class Tap:
             self._follow()
 
     @property
+    def counts_in_kernel(self) -> bool:
+        """Is there an engine? Then packets are no reason for ``wait()`` to end."""
+        return self._kernel is not None
+
+    @property
     def has_new_flows(self) -> bool:
-        """Has a packet come since the last drain of a flow that was not there before it?"""
-        return any(entry.counter.has_new_flows for entry in self._listening.values())
+        """Has a packet come since the last drain of a flow that was not there before it?
+
+        Never known, and not asked for, where an engine counts.
+        """
+        return self._kernel is None and any(
+            entry.counter.has_new_flows for entry in self._listening.values()
+        )
 
     def drain(self) -> list[FlowCount]:
         """What was counted since the last call."""
         counts, self._left = self._left, []
         for entry in self._listening.values():
             counts += entry.counter.drain()
+        if self._kernel is not None:
+            counts += self._kernel.drain()
         # Kept as a figure: another thread must never call into a handle that is being closed.
         self.dropped_packets = self._dropped_before_packets + sum(
             entry.handle.dropped_packets() for entry in self._listening.values()
@@ -133,8 +152,9 @@ class Tap:
             if self._wakeup >= 0:
                 os.close(self._wakeup)
                 self._wakeup = -1
-        for entry in list(self._listening.values()):
-            self._stop(entry)
+        self._stop(*self._listening.values())
+        if self._kernel is not None:
+            self._kernel.close()
         self._watch.close()
 
     def _wanted(self) -> dict[str, Interface]:
@@ -146,15 +166,25 @@ class Tap:
         handle = LiveHandle(
             interface.name, timeout_ms=self._timeout_ms, buffer_bytes=self._buffer_bytes
         )
-        counter = Counter(
-            interface.name,
-            handle.link_type,
-            self._netns,
-            local_addresses(),
-            loopback=interface.is_loopback,
-            own_mac=interface.mac or None,
-        )
-        self._listening[interface.name] = _Listening(interface, handle, counter)
+        try:
+            counter = Counter(
+                interface.name,
+                handle.link_type,
+                self._netns,
+                local_addresses(),
+                loopback=interface.is_loopback,
+                own_mac=interface.mac or None,
+            )
+            entry = _Listening(interface, handle, counter)
+            if self._kernel is not None:
+                entry.index = handle.interface_index()
+                self._kernel.attach(
+                    handle.fileno(), entry.index, entry.name, loopback=interface.is_loopback
+                )
+        except BaseException:
+            handle.close()
+            raise
+        self._listening[interface.name] = entry
         self.interfaces = tuple(self._listening)
 
     def _read(self, entry: _Listening) -> None:
@@ -169,18 +199,23 @@ class Tap:
         self._lost.add(entry.name)
         self._stop(entry)
 
-    def _stop(self, entry: _Listening) -> None:
-        self._dropped_before_packets += entry.handle.dropped_packets()
-        self._left += entry.counter.drain()
-        entry.handle.close()
-        del self._listening[entry.name]
+    def _stop(self, *entries: _Listening) -> None:
+        for entry in entries:
+            self._dropped_before_packets += entry.handle.dropped_packets()
+            self._left += entry.counter.drain()
+            entry.handle.close()
+            del self._listening[entry.name]
         self.interfaces = tuple(self._listening)
+        if self._kernel is not None and entries:
+            self._left += self._kernel.release(*(entry.index for entry in entries))
 
     def _follow(self) -> None:
         """After a change: new addresses, interfaces that went, came back, or are others now."""
         self._tried_s = time.monotonic()
         wanted = self._wanted()
         addresses = local_addresses()
+        if self._kernel is not None:
+            self._kernel.set_local_addresses(addresses)
         for entry in list(self._listening.values()):
             interface = wanted.get(entry.name)
             if interface is not None and interface.index == entry.index:

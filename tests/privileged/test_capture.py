@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
-import secrets
 import select
 import signal
 import socket
@@ -15,7 +13,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TypeVar
 
 import pytest
 
@@ -30,53 +27,11 @@ from procnet.capture.interfaces import (
 from procnet.errors import CaptureError, UsageError
 from procnet.model import TCP, UDP, FlowCount, Support
 from procnet.testing.frames import tcp_frame, write_pcap
+from tests.privileged.space import WAIT_S, Space, lay_cable, send_raw, wait_for
 
 pytestmark = pytest.mark.privileged
 
 TOP = Path(__file__).resolve().parents[2]
-WAIT_S = 20.0
-CLONE_NEWNET = 0x40000000
-T = TypeVar("T")
-
-
-def ip(*words: str) -> None:
-    subprocess.run(["ip", *words], check=True, capture_output=True, text=True)
-
-
-class Space:
-    """A network namespace; ``inside`` runs a function with it as the namespace of its thread."""
-
-    def __init__(self) -> None:
-        self.name = f"pncap-{os.getpid()}-{secrets.token_hex(3)}"
-        ip("netns", "add", self.name)
-        self.ip("link", "set", "lo", "up")
-
-    def ip(self, *words: str) -> None:
-        ip("-n", self.name, *words)
-
-    def close(self) -> None:
-        ip("netns", "delete", self.name)
-
-    def inside(self, work: Callable[[], T]) -> T:
-        results: list[T] = []
-        errors: list[BaseException] = []
-
-        def run() -> None:
-            try:
-                with open(f"/run/netns/{self.name}") as file:
-                    libc = ctypes.CDLL(None, use_errno=True)
-                    if libc.setns(file.fileno(), CLONE_NEWNET):
-                        raise OSError(ctypes.get_errno(), "setns")
-                results.append(work())
-            except BaseException as error:  # carried to the caller's thread
-                errors.append(error)
-
-        thread = threading.Thread(target=run)
-        thread.start()
-        thread.join()
-        if errors:
-            raise errors[0]
-        return results[0]
 
 
 @pytest.fixture
@@ -95,15 +50,6 @@ def cable(space: Space) -> Space:
     return space
 
 
-def lay_cable(space: Space) -> None:
-    space.ip("link", "add", "near", "type", "veth", "peer", "name", "far")
-    for name in ("near", "far"):
-        # Without these the kernel sends router solicitations and the like whenever it wants.
-        space.ip("link", "set", name, "addrgenmode", "none")
-        space.ip("link", "set", name, "multicast", "off", "arp", "off", "up")
-    space.ip("address", "add", "10.9.0.1/24", "dev", "near")
-
-
 def read_until(
     handle: LiveHandle, callback: Callable[[float, bytes], object], done: Callable[[], object]
 ) -> None:
@@ -115,23 +61,6 @@ def read_until(
         assert time.monotonic() < deadline_s, "waited in vain"
         poller.poll(100)
         handle.read(callback)
-
-
-def wait_for(condition: Callable[[], object]) -> None:
-    deadline_s = time.monotonic() + WAIT_S
-    while not condition():
-        assert time.monotonic() < deadline_s, "waited in vain"
-        time.sleep(0.01)
-
-
-def send_raw(space: Space, device: str, frame: bytes, times: int) -> None:
-    def send() -> None:
-        with socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0) as sender:
-            sender.bind((device, 0))
-            for _ in range(times):
-                sender.send(frame)
-
-    space.inside(send)
 
 
 def total(counts: list[FlowCount], protocol: int, *, sent: bool, port: int) -> tuple[int, ...]:

@@ -276,11 +276,11 @@ def test_built_without_clang(host: Host, tmp_path: Path) -> None:
 
 def test_no_libbpf(host: Host, image: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(libbpf, "_SONAME", "libnot-there.so.1")
-    libbpf._library.cache_clear()
+    libbpf.load_library.cache_clear()
     try:
         refused(host, image, UnsupportedError, "libnot-there.so.1", "apt install libbpf1")
     finally:
-        libbpf._library.cache_clear()
+        libbpf.load_library.cache_clear()
 
 
 def test_no_btf(host: Host, image: Path, fake: type[FakeObject]) -> None:

@@ -28,7 +28,7 @@ def test_what_is_no_object_file_is_refused_and_nothing_is_printed(
 
 
 def test_what_libbpf_says_is_collected_and_its_own_printer_comes_back() -> None:
-    library = libbpf._library()
+    library = libbpf.load_library()
     mine = libbpf._PRINT(lambda _level, _format, _arguments: 0)
     before = library.libbpf_set_print(ctypes.cast(mine, ctypes.c_void_p))
     try:
@@ -44,9 +44,9 @@ def test_what_libbpf_says_is_collected_and_its_own_printer_comes_back() -> None:
 
 def test_a_library_that_is_missing_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(libbpf, "_SONAME", "libnot-there.so.1")
-    libbpf._library.cache_clear()
+    libbpf.load_library.cache_clear()
     try:
         with pytest.raises(UnsupportedError, match="apt install libbpf1"):
             libbpf.check_library()
     finally:
-        libbpf._library.cache_clear()
+        libbpf.load_library.cache_clear()
