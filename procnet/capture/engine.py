@@ -55,7 +55,7 @@ class KernelSide:
         """Decide direction by these from now on; what was counted stays as it is."""
         if addresses == self._local_addresses:
             return
-        self._left += self.drain()
+        self._left = self.drain()
         self._local_addresses = addresses
         for _, whose in self._interfaces.values():
             whose.local_addresses = addresses

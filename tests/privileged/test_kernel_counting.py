@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import json
+import os
 import random
 import socket
+import subprocess
+import sys
+import threading
+import time
 from collections import Counter as Multiset
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
 from procnet.bpf.counts import KernelCounts
 from procnet.capture.interfaces import list_interfaces
 from procnet.capture.tap import Tap
-from procnet.model import TCP, UDP, FlowCount
+from procnet.errors import CaptureError
+from procnet.model import TCP, UDP, FlowCount, Reason
 from procnet.testing.frames import (
     ACK,
     SYN,
@@ -32,6 +40,7 @@ from procnet.testing.frames import (
     udp_frame,
     vlan,
 )
+from tests.privileged.backlog import raised_backlog
 from tests.privileged.space import Space, lay_cable, wait_for
 
 pytestmark = pytest.mark.privileged
@@ -194,6 +203,13 @@ def packets(counts: list[FlowCount]) -> int:
     return sum(count.packets for count in counts)
 
 
+def read(tap: Tap, counts: list[FlowCount]) -> bool:
+    """Reads on; whether the end has come, by both ways."""
+    tap.wait(0.01)
+    counts.extend(tap.drain())
+    return {count.key.protocol for count in counts if is_last(count)} == {LAST_GOOD, LAST_ODD}
+
+
 class Both:
     """The two engines on the same interface, each with a handle of its own."""
 
@@ -206,14 +222,8 @@ class Both:
         send(device, [*frames, *LAST])
         kernel, python = [], []
         for tap, counts in ((self.kernel, kernel), (self.python, python)):
-            wait_for(lambda tap=tap, counts=counts: self._read(tap, counts))
+            wait_for(lambda tap=tap, counts=counts: read(tap, counts))
         return [c for c in kernel if not is_last(c)], [c for c in python if not is_last(c)]
-
-    @staticmethod
-    def _read(tap: Tap, counts: list[FlowCount]) -> bool:
-        tap.wait(0.01)
-        counts.extend(tap.drain())
-        return {count.key.protocol for count in counts if is_last(count)} == {LAST_GOOD, LAST_ODD}
 
     def close(self) -> None:
         self.kernel.close()
@@ -274,3 +284,264 @@ def test_the_same_numbers_for_damaged_frames(space: Space, seed: int, sender: st
     # The kernel itself drops some on their way: tags that are cut short.
     assert packets(python) > 2500
     assert sums(kernel) == sums(python)
+
+
+FLOOD = """
+import socket, sys
+number, flows = int(sys.argv[1]), 50
+sockets = []
+for port in range(flows):
+    sockets.append(socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
+    # A peer that nobody is: refusals would come back.
+    sockets[-1].connect(("127.0.0.2", 20000 + port))
+receiver = [socket.socket(socket.AF_INET, socket.SOCK_DGRAM) for _ in range(flows)]
+for port, each in enumerate(receiver):
+    try:
+        each.bind(("127.0.0.2", 20000 + port))
+    except OSError:
+        pass  # the other flood has it
+print("ready", flush=True)
+sys.stdin.readline()
+send = [each.send for each in sockets]
+for turn in range(number // flows):
+    for each in send:
+        each(b"0123456789")
+print("done", flush=True)
+sys.stdin.readline()
+"""
+
+
+def flood(space: Space, number: int) -> subprocess.Popen[str]:
+    command = ["ip", "netns", "exec", space.name, sys.executable, "-S", "-c", FLOOD, str(number)]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    return process
+
+
+def test_nothing_is_lost_or_counted_twice_while_tables_change_places(space: Space) -> None:
+    number, datagram_bytes = 600_000, 20 + 8 + 10
+    counts: list[FlowCount] = []
+
+    def work() -> int:
+        tap = Tap(["lo"], 1, engine=KernelCounts.open())
+        drains = 0
+        try:
+            for process in floods:
+                process.stdin.write("go\n")
+                process.stdin.flush()
+            ended = [threading.Thread(target=process.stdout.readline) for process in floods]
+            for thread in ended:
+                thread.start()
+            while any(thread.is_alive() for thread in ended):
+                counts.extend(tap.drain())
+                drains += 1
+        finally:
+            tap.close()
+        counts.extend(tap.drain())
+        return drains
+
+    with raised_backlog():
+        floods: list[Any] = [flood(space, number) for _ in range(2)]
+        try:
+            drains = space.inside(work)
+        finally:
+            for process in floods:
+                process.communicate()
+    assert drains > 50
+    flows = [count for count in counts if count.key and count.key.protocol == UDP]
+    for sent in (True, False):
+        of_one_end = [count for count in flows if count.sent is sent]
+        assert packets(of_one_end) == 2 * number
+        assert sum(count.wire_bytes for count in of_one_end) == 2 * number * datagram_bytes
+        assert sum(count.payload_bytes for count in of_one_end) == 2 * number * 10
+        assert not any(count.reason for count in of_one_end)
+
+
+def test_what_finds_the_table_full_is_counted_to_the_byte(space: Space) -> None:
+    def work() -> list[list[FlowCount]]:
+        (mac,) = (each.mac for each in list_interfaces() if each.name == "near")
+        tap = Tap(["near"], 1, engine=KernelCounts.open(entries=64))
+        rounds = []
+        try:
+            for payload in (b"x" * 10, b"x" * 20, b""):
+                frames = [
+                    with_source(udp_frame(HERE, port, THERE, 53, payload), mac)
+                    for port in range(1000, 1000 + (200 if payload else 50))
+                ]
+                send("near", frames)
+                rounds.append(tap.drain())
+        finally:
+            tap.close()
+        return rounds
+
+    first, second, third = space.inside(work)
+    for counts, wire_bytes in ((first, 38), (second, 48)):
+        full = [count for count in counts if count.reason is Reason.EVICTED]
+        assert [(count.key, count.sent, count.interface) for count in full] == [
+            (None, True, "near")
+        ]
+        assert packets(counts) == 200
+        assert packets(full) == 200 - 64
+        assert full[0].wire_bytes == (200 - 64) * wire_bytes
+        assert full[0].payload_bytes == (200 - 64) * (wire_bytes - 28)
+        assert full[0].first_ns <= full[0].last_ns
+    assert packets(third) == 50
+    assert not any(count.reason for count in third)
+
+
+def test_times_are_the_wall_clock_s(space: Space) -> None:
+    def work() -> list[FlowCount]:
+        tap = Tap(["near"], 1, engine=KernelCounts.open())
+        try:
+            for _ in range(2):
+                send("near", [udp_frame(HERE, 1, THERE, 2)])
+                time.sleep(0.01)
+            return tap.drain()
+        finally:
+            tap.close()
+
+    before_ns = time.time_ns()
+    (count,) = space.inside(work)
+    assert before_ns <= count.first_ns
+    assert count.first_ns + 10_000_000 <= count.last_ns <= time.time_ns()
+
+
+def test_each_connection_is_counted_apart(space: Space) -> None:
+    def work() -> list[FlowCount]:
+        tap = Tap(["near"], 1, engine=KernelCounts.open())
+        try:
+            for _ in range(3):
+                syn, data = (
+                    tcp_frame(HERE, 1, THERE, 2, flags=SYN), tcp_frame(HERE, 1, THERE, 2, b"x")
+                )  # fmt: skip
+                back = tcp_frame(THERE, 2, HERE, 1, b"yy")
+                send("near", [syn, data, data])
+                send("far", [back])
+            return tap.drain()
+        finally:
+            tap.close()
+
+    counts = space.inside(work)
+    rows = sorted((not count.sent, count.packets, count.opens) for count in counts)
+    assert rows == [(False, 3, True)] * 3 + [(True, 1, False)] * 3
+
+
+def test_what_came_before_the_engine_is_counted_once(space: Space) -> None:
+    class Late(KernelCounts):
+        def attach(self, descriptor: int) -> None:
+            send("near", [udp_frame(HERE, 1, THERE, 2)] * 30)
+            super().attach(descriptor)
+            send("near", [udp_frame(HERE, 1, THERE, 2)] * 12)
+
+    def work() -> list[FlowCount]:
+        tap = Tap(["near"], 1, timeout_ms=5, engine=Late.open())
+        found: list[FlowCount] = []
+        try:
+            send("near", LAST)
+            wait_for(lambda: read(tap, found))
+        finally:
+            tap.close()
+        return found
+
+    counts = space.inside(work)
+    found = [count.packets for count in counts if not is_last(count)]
+    # Python counts by the pauses between packets, the kernel in one piece.
+    assert sum(found) == 42
+    assert 12 in found
+
+
+def test_an_interface_that_comes_back_is_counted_again(space: Space) -> None:
+    def work() -> tuple[list[FlowCount], int]:
+        tap = Tap(["near"], 1, engine=KernelCounts.open())
+        counts: list[FlowCount] = []
+        try:
+            send("near", [udp_frame(HERE, 1, THERE, 2)] * 3)
+            space.ip("link", "delete", "near")
+            wait_for(lambda: (tap.wait(0.01), not tap.interfaces)[-1])
+            counts += tap.drain()
+            assert packets(counts) == 3
+            lay_cable(space)
+            wait_for(lambda: (tap.wait(0.01), tap.interfaces == ("near",))[-1])
+            send("near", [udp_frame(HERE, 1, THERE, 2)] * 4)
+            counts += tap.drain()
+        finally:
+            tap.close()
+        return counts, tap.interruptions
+
+    counts, interruptions = space.inside(work)
+    assert packets(counts) == 7
+    assert {count.interface for count in counts} == {"near"}
+    assert interruptions == 1
+
+
+def test_another_address_changes_the_direction_of_what_comes_then(space: Space) -> None:
+    def work() -> list[FlowCount]:
+        tap = Tap(["near"], 1, engine=KernelCounts.open())
+        frame = udp_frame(ELSEWHERE, 1, HERE, 2)
+        try:
+            send("far", [frame])
+            space.ip("address", "add", f"{ELSEWHERE}/24", "dev", "near")
+            tap.wait(1.0)
+            send("far", [frame])
+            return tap.drain()
+        finally:
+            tap.close()
+
+    # The kernel answers that there is no such port.
+    counts = [count for count in space.inside(work) if count.key and count.key.protocol == UDP]
+    assert [count.sent for count in counts] == [False, True, False]
+
+
+def test_an_idle_engine_does_not_even_change_tables(space: Space) -> None:
+    class Watched(KernelCounts):
+        takes = 0
+
+        def _take(self):  # type: ignore
+            self.takes += 1
+            return super()._take()
+
+    def work() -> list[int]:
+        engine = Watched.open()
+        tap = Tap(["near"], 1, engine=engine)
+        takes = []
+        try:
+            for frames in ([], [udp_frame(HERE, 1, THERE, 2)], []):
+                send("near", frames)
+                tap.drain()
+                takes.append(engine.takes)
+        finally:
+            tap.close()
+        return takes
+
+    # After a drain that found something, one more may look in vain.
+    idle, busy, after = space.inside(work)
+    assert (idle, busy) == (0, 1)
+    assert after <= 2
+
+
+def open_files() -> int:
+    return len(os.listdir("/proc/self/fd"))
+
+
+def programs() -> int:
+    said = subprocess.check_output(["bpftool", "--json", "prog", "show"], text=True)
+    return sum(each.get("name") == "on_packet" for each in json.loads(said))
+
+
+def test_close_gives_everything_back(space: Space) -> None:
+    files, threads, before = open_files(), threading.active_count(), programs()
+    opened = space.inside(lambda: Tap(["near", "lo"], 1, engine=KernelCounts.open()))
+    assert programs() == before + 1
+    opened.close()
+    opened.close()
+    assert (open_files(), threading.active_count()) == (files, threads)
+    wait_for(lambda: programs() == before)
+
+
+def test_an_engine_whose_tap_cannot_be_made_is_closed(space: Space) -> None:
+    files, before = open_files(), programs()
+    with pytest.raises(CaptureError, match="no such interface"):
+        space.inside(lambda: Tap(["nosuch"], 1, engine=KernelCounts.open()))
+    assert open_files() == files
+    wait_for(lambda: programs() == before)
