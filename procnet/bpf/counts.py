@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 import mmap
 import os
 import socket
@@ -73,7 +74,7 @@ class KernelCounts:
     """Counts in the kernel what the handles that it is attached to would be given.
 
     A handle still gets what the program cannot read (damage, fragments, what is no IP): its reader
-    counts that. Any thread may drain or close it.
+    counts that. One thread at a time drains it; any may close it.
     """
 
     def __init__(self, loaded: _Loaded, held: contextlib.ExitStack) -> None:
@@ -132,22 +133,21 @@ class KernelCounts:
             except OSError as error:
                 raise LoadError(f"{_NAME}: cannot be attached: {error.strerror}") from error
 
-    def drain(self, *, surely: bool = False) -> list[Counted]:
+    def drain(self, *, surely: bool = False) -> Iterator[Counted]:
         """What was counted since the last call, one row for each flow, direction and turn.
 
         Costs nothing where nothing was. ``surely`` does not believe in that: for the last drain of
         a socket. Otherwise a count may, rarely, come with the next one that something else causes.
         """
+        rows: list[Iterator[Counted]] = []
         with self._lock:
             if self._closed:
-                return []
-            counts: list[Counted] = []
+                return iter(())
             if self._is_news(_COUNTED_AT) or surely:
-                entries = self._take()
-                counts += self._rows(entries, boot_to_wall_ns())
+                rows.append(self._rows(self._take(), boot_to_wall_ns()))
             if self._is_news(_OVERFLOW_AT) or surely:
-                counts += self._overflow_rows(boot_to_wall_ns())
-            return counts
+                rows.append(iter(self._overflow_rows(boot_to_wall_ns())))
+        return itertools.chain(*rows)
 
     def feature(self) -> Feature:
         """That it works, and how we know."""
@@ -181,23 +181,22 @@ class KernelCounts:
                 entries[key] = sums if other is None else _sum(sums, other)
         return entries
 
-    def _rows(self, entries: dict[_Key, _Sums], wall_ns: int) -> list[Counted]:
+    def _rows(self, entries: dict[_Key, _Sums], wall_ns: int) -> Iterator[Counted]:
         known = self._ends
         if len(known) > _KNOWN_ENDS:
             known.clear()
-        rows = []
-        for (key, _, index), (packets, wire, payload, first_ns, last_ns, opens) in entries.items():
+        # One by one and not a list: the collector of garbage looks at all that is held at once.
+        while entries:
+            (key, _, index), sums = entries.popitem()
+            packets, wire_bytes, payload_bytes, first_ns, last_ns, opens = sums
             found = known.get(key)
             if found is None:
                 found = known[key] = _read_ends(key)
             ends, outgoing = found
-            rows.append(
-                Counted(
-                    index, outgoing, ends, packets, wire, payload,
-                    first_ns + wall_ns, last_ns + wall_ns, opens != 0,
-                )
+            yield Counted(
+                index, outgoing, ends, packets, wire_bytes, payload_bytes,
+                first_ns + wall_ns, last_ns + wall_ns, opens != 0,
             )  # fmt: skip
-        return rows
 
     def _overflow_rows(self, wall_ns: int) -> list[Counted]:
         # Written while it is read, so it only grows: the difference is what is new.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Protocol
 
 from procnet.capture.whose import View, Whose
@@ -16,7 +17,7 @@ class Engine(Protocol):
     def attach(self, descriptor: int) -> None:
         """Counts what a packet socket would be given, from now on and until it is closed."""
 
-    def drain(self, *, surely: bool = False) -> list[Counted]:
+    def drain(self, *, surely: bool = False) -> Iterator[Counted]:
         """What was counted since the last call; ``surely`` for the last of a socket."""
 
     def close(self) -> None:

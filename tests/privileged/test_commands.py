@@ -75,10 +75,29 @@ def test_without_privilege_doctor_and_sockets_still_answer() -> None:
     assert json.loads(sockets.stdout)["denied_processes"] > 0
 
 
-@pytest.mark.parametrize("engine", ["kernel", "socket"])
-def test_a_forced_engine_that_cannot_be_had_is_an_error(engine: str) -> None:
-    done = procnet("report", "--counting", engine, "--interface", "lo", "--duration", "1")
-    assert_one_clear_line(done, 1, f"--counting {engine}", "cannot be had here")
+@pytest.mark.parametrize(
+    ("engine", "owners", "why"),
+    [
+        ("kernel", "off", "needs core owners; here they come from"),
+        ("socket", "auto", "not have it"),
+    ],
+)
+def test_a_forced_engine_that_cannot_be_had_is_an_error(engine: str, owners: str, why: str) -> None:
+    forced = ("--counting", engine, "--kernel", owners)
+    done = procnet("report", *forced, "--interface", "lo", "--duration", "1")
+    assert_one_clear_line(done, 1, f"--counting {engine}", "cannot be had here", why)
+
+
+@pytest.mark.parametrize("engine", ["auto", "kernel", "python"])
+def test_an_engine_that_can_be_had_is_in_use(engine: str) -> None:
+    done = procnet(
+        "report", "--counting", engine, "--interface", "lo", "--duration", "0.2", "--format", "json"
+    )
+    assert done.returncode == 0, done.stderr
+    features = json.loads(done.stdout)["features"]
+    assert features["counting"] == ("python" if engine == "python" else "kernel")
+    (rung,) = [rung for rung in features["rungs"] if rung["name"] == "kernel counting"]
+    assert rung["support"] == ("unknown" if engine == "python" else "yes")
 
 
 def test_a_forced_kprobe_rung_without_kprobes_says_what_is_missing() -> None:
