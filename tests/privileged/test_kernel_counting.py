@@ -390,6 +390,57 @@ def test_what_finds_the_table_full_is_counted_to_the_byte(space: Space) -> None:
     assert not any(count.reason for count in third)
 
 
+def test_a_flow_of_several_cpus_is_one_row(space: Space) -> None:
+    def work() -> list[FlowCount]:
+        tap = Tap(["near"], 1, engine=KernelCounts.open())
+        allowed = os.sched_getaffinity(0)
+        try:
+            for turn, cpu in enumerate(sorted(allowed), 1):
+                os.sched_setaffinity(0, {cpu})
+                send("near", [udp_frame(HERE, 1, THERE, 2, b"x")] * turn)
+            return tap.drain()
+        finally:
+            os.sched_setaffinity(0, allowed)
+            tap.close()
+
+    cpus = len(os.sched_getaffinity(0))
+    assert cpus > 1
+    (count,) = space.inside(work)
+    number = cpus * (cpus + 1) // 2
+    assert (count.packets, count.wire_bytes, count.payload_bytes) == (number, 29 * number, number)
+    assert count.first_ns < count.last_ns
+
+
+UDP_SEGMENT = 103  # include/uapi/linux/udp.h, 4.18
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1", "::1"])
+def test_a_buffer_of_many_packets_counts_as_many(space: Space, address: str) -> None:
+    def work() -> list[FlowCount]:
+        family = socket.AF_INET6 if ":" in address else socket.AF_INET
+        tap = Tap(["lo"], 1, engine=KernelCounts.open())
+        try:
+            with (
+                socket.socket(family, socket.SOCK_DGRAM) as receiver,
+                socket.socket(family, socket.SOCK_DGRAM) as sender,
+            ):
+                receiver.bind((address, 0))
+                sender.setsockopt(socket.IPPROTO_UDP, UDP_SEGMENT, 100)
+                sender.sendto(bytes(950), receiver.getsockname())
+                assert len(receiver.recv(2000)) == 100
+            return tap.drain()
+        finally:
+            tap.close()
+
+    headers_bytes = (40 if ":" in address else 20) + 8
+    counts = space.inside(work)
+    assert sorted(count.sent for count in counts) == [False, True]
+    for count in counts:
+        assert count.packets == 10
+        assert count.payload_bytes == 950
+        assert count.wire_bytes == 950 + 10 * headers_bytes
+
+
 def test_times_are_the_wall_clock_s(space: Space) -> None:
     def work() -> list[FlowCount]:
         tap = Tap(["near"], 1, engine=KernelCounts.open())

@@ -1,0 +1,150 @@
+"""Rows of an engine become the counts that Counter would have given."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from procnet.capture.counter import Counter
+from procnet.capture.engine import KernelSide
+from procnet.capture.whose import Whose
+from procnet.model import TCP, UDP, Counted, Ends, FlowCount, FlowKey, Reason
+from procnet.testing.frames import packed, udp_frame
+
+LO, ETH = 1, 7
+OURS, THEIRS, STRANGE = packed("10.0.0.1"), packed("192.0.2.9"), packed("192.0.2.10")
+OUT: Ends = (UDP, OURS, 5000, THEIRS, 53)
+BACK: Ends = (UDP, THEIRS, 53, OURS, 5000)
+
+
+class FakeEngine:
+    def __init__(self) -> None:
+        self.rows: list[Counted] = []
+        self.attached: list[int] = []
+        self.surely: list[bool] = []
+        self.closed = False
+
+    def attach(self, descriptor: int) -> None:
+        self.attached.append(descriptor)
+
+    def drain(self, *, surely: bool = False) -> Iterator[Counted]:
+        self.surely.append(surely)
+        rows, self.rows = self.rows, []
+        return iter(rows)
+
+    def close(self) -> None:
+        self.closed = True
+
+
+@pytest.fixture
+def engine() -> FakeEngine:
+    return FakeEngine()
+
+
+@pytest.fixture
+def side(engine: FakeEngine) -> KernelSide:
+    made = KernelSide(engine, 4026531840)
+    made.set_local_addresses(frozenset({OURS}))
+    made.attach(30, LO, "lo", loopback=True)
+    made.attach(31, ETH, "eth0", loopback=False)
+    return made
+
+
+def row(
+    ends: Ends | None, *, index: int = ETH, outgoing: bool = False, packets: int = 3,
+    opens: bool = False,
+) -> Counted:  # fmt: skip
+    return Counted(index, outgoing, ends, packets, 101, 17, 1_000, 2_000, opens)
+
+
+def key(ends: Ends) -> FlowKey:
+    protocol, source, source_port, destination, destination_port = ends
+    return FlowKey(4026531840, protocol, source, source_port, destination, destination_port)
+
+
+def test_a_row_keeps_its_figures(engine: FakeEngine, side: KernelSide) -> None:
+    engine.rows = [row(OUT, outgoing=True, opens=True)]
+    assert side.drain() == [FlowCount("eth0", key(OUT), True, 3, 101, 17, 1_000, 2_000, True, None)]
+    assert side.drain() == []
+
+
+def test_what_comes_in_is_the_receiver_s_flow(engine: FakeEngine, side: KernelSide) -> None:
+    engine.rows = [row(BACK)]
+    (count,) = side.drain()
+    assert (count.key, count.sent) == (key(OUT), False)
+
+
+def test_each_copy_of_a_loopback_packet_is_one_end_s(engine: FakeEngine, side: KernelSide) -> None:
+    engine.rows = [row(OUT, index=LO, outgoing=True), row(OUT, index=LO)]
+    assert [(count.key, count.sent, count.interface) for count in side.drain()] == [
+        (key(OUT), True, "lo"),
+        (key(BACK), False, "lo"),
+    ]
+
+
+@pytest.mark.parametrize("outgoing", [True, False])
+@pytest.mark.parametrize(
+    "ends",
+    [
+        OUT,
+        BACK,
+        (UDP, OURS, 1, OURS, 2),
+        (TCP, THEIRS, 1, STRANGE, 2),
+        (UDP, THEIRS, 1, packed("239.1.1.1"), 2),
+        (UDP, THEIRS, 68, packed("255.255.255.255"), 67),
+        (UDP, packed("0.0.0.0"), 68, STRANGE, 67),
+        (UDP, packed("fe80::1"), 68, packed("ff02::1"), 67),
+    ],
+)
+def test_the_rules_are_those_of_the_counter(
+    engine: FakeEngine, side: KernelSide, ends: Ends, outgoing: bool
+) -> None:
+    mac = b"\x02\0\0\0\0\x01"
+    counter = Counter("eth0", 1, 4026531840, {OURS}, own_mac=mac if outgoing else None)
+    counter.add(time.time(), udp_frame(*ends[1:]))
+    expected = [(count.key, count.sent, count.reason) for count in counter.drain()]
+
+    engine.rows = [row((UDP, *ends[1:]), outgoing=outgoing)]
+    assert [(count.key, count.sent, count.reason) for count in side.drain()] == expected
+
+
+@pytest.mark.parametrize("outgoing", [True, False])
+def test_what_found_the_table_full_is_evicted(
+    engine: FakeEngine, side: KernelSide, outgoing: bool
+) -> None:
+    engine.rows = [row(None, outgoing=outgoing)]
+    assert side.drain() == [
+        FlowCount("eth0", None, outgoing, 3, 101, 17, 1_000, 2_000, False, Reason.EVICTED)
+    ]
+
+
+def test_another_address_is_for_what_comes_then(engine: FakeEngine, side: KernelSide) -> None:
+    engine.rows = [row((UDP, STRANGE, 1, OURS, 2))]
+    side.set_local_addresses(frozenset({OURS, STRANGE}))
+    engine.rows = [row((UDP, STRANGE, 1, OURS, 2))]
+    assert [count.sent for count in side.drain()] == [False, True, False]
+    side.set_local_addresses(frozenset({OURS, STRANGE}))
+    assert engine.surely == [False, False, False]  # the same ones again are no change
+
+
+def test_an_interface_is_known_until_its_last_rows_are_in(
+    engine: FakeEngine, side: KernelSide
+) -> None:
+    engine.rows = [row(OUT), row(OUT, index=LO)]
+    assert [count.interface for count in side.release(ETH)] == ["eth0", "lo"]
+    assert engine.surely[-1] is True
+    engine.rows = [row(OUT, index=LO)]
+    assert [count.interface for count in side.drain()] == ["lo"]
+
+
+def test_attach_and_close_go_through(engine: FakeEngine, side: KernelSide) -> None:
+    assert engine.attached == [30, 31]
+    side.close()
+    assert engine.closed
+
+
+def test_a_copy_where_there_is_no_loopback_is_the_packet() -> None:
+    whose = Whose(1, {OURS})
+    assert whose.views_of_copy(OUT, True) == whose.views(OUT, True)[0]
