@@ -114,6 +114,7 @@ struct {
 /* What found the table full. Only grows. */
 struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
 	__uint(max_entries, 2 * INTERFACES);
 	__type(key, struct procnet_overflow_key);
 	__type(value, struct procnet_count);
