@@ -88,7 +88,9 @@ class KernelSide:
         self._engine.close()
 
     def _whom(self, index: int, outgoing: bool, ends: Ends | None) -> tuple[str, tuple[View, ...]]:
-        name, whose = self._interfaces[index]
+        # One that we were never told of is none of ours, yet what it counted must be somewhere.
+        unheard_of = (f"#{index}", Whose(self._netns, self._local_addresses))
+        name, whose = self._interfaces.get(index, unheard_of)
         if ends is None:
             return name, ((None, outgoing, Reason.EVICTED),)
         return name, whose.views_of_copy(ends, outgoing)

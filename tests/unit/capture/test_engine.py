@@ -148,3 +148,10 @@ def test_attach_and_close_go_through(engine: FakeEngine, side: KernelSide) -> No
 def test_a_copy_where_there_is_no_loopback_is_the_packet() -> None:
     whose = Whose(1, {OURS})
     assert whose.views_of_copy(OUT, True) == whose.views(OUT, True)[0]
+
+
+def test_rows_of_an_interface_that_nobody_named_are_not_lost(
+    engine: FakeEngine, side: KernelSide
+) -> None:
+    engine.rows = [row(OUT, index=99), row(None, index=99)]
+    assert [(count.interface, count.packets) for count in side.drain()] == [("#99", 3), ("#99", 3)]
