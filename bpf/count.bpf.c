@@ -65,8 +65,8 @@ const struct {
 #define ENTRIES 65536
 #define INTERFACES 1024
 
-/* Whole frames: the handle keeps as many bytes of them as it wants. */
-#define HAND_UP 0x40000
+/* The bytes of a frame that are kept: SNAPLEN_BYTES of procnet/capture/handle.py. */
+#define HAND_UP 256
 #define COUNTED 0
 
 #define ETH_P_IP 0x0800
@@ -234,6 +234,20 @@ static __always_inline void set_ipv4(__u8 *to, __be32 address)
 	words[3] = address;
 }
 
+/* 0 if it is not known. The buffer begins with the link header, that of Ethernet if it looks so. */
+static __always_inline __u32 bytes_from(struct __sk_buff *skb, struct place place)
+{
+	__be16 kind = 0;
+
+	if (place.from == BPF_HDR_START_NET) {
+		if (bpf_skb_load_bytes(skb, ETHERTYPE_AT, &kind, sizeof(kind)) ||
+		    kind != skb->protocol)
+			return 0;
+		place.at = ETHERTYPE_AT + sizeof(kind);
+	}
+	return skb->len > place.at ? skb->len - place.at : 0;
+}
+
 static __always_inline bool read_ipv4(struct __sk_buff *skb, struct procnet_packet *packet,
 				      struct place place)
 {
@@ -250,6 +264,9 @@ static __always_inline bool read_ipv4(struct __sk_buff *skb, struct procnet_pack
 	}
 	ip_bytes = (read.ip.version_and_words & 15) * 4;
 	packet->wire_bytes = bpf_ntohs(read.ip.total);
+	/* More than it can say: a buffer of several packets (BIG TCP, 6.3, b1a78b9b9886). */
+	if (!packet->wire_bytes)
+		packet->wire_bytes = bytes_from(skb, place);
 	/* Fragments go up: who is to remember the ports of the first one? */
 	if (read.ip.version_and_words >> 4 != 4 || ip_bytes < sizeof(read.ip) ||
 	    packet->wire_bytes < ip_bytes || read.ip.fragment & bpf_htons(0x3fff))

@@ -203,17 +203,6 @@ class LiveHandle(_Handle):
             raise CaptureError(f"cannot wait for {self.name}: it is closed")
         return self._fileno
 
-    def interface_index(self) -> int:
-        """The interface's number, of which it is certain that it is the one being captured.
-
-        Raises ``InterfaceGoneError``, or ``CaptureError`` once closed.
-        """
-        with socket.socket(fileno=os.dup(self.fileno())) as packets:
-            try:
-                return socket.if_nametoindex(packets.getsockname()[0])
-            except OSError as error:
-                raise InterfaceGoneError(f"cannot read {self.name} any more: it is gone") from error
-
     def read(self, callback: PacketCallback, max_packets: int = BATCH_PACKETS) -> int:
         """Hand over what has arrived, ``max_packets`` at most; return how many. Never waits.
 

@@ -108,6 +108,19 @@ def local_addresses() -> frozenset[bytes]:
     return frozenset().union(*(interface.addresses for interface in list_interfaces()))
 
 
+def captured_interface(descriptor: int) -> int:
+    """The index of the interface that a packet socket is bound to, whatever is called so by now.
+
+    Raises ``CaptureError`` if that is gone.
+    """
+    with socket.socket(fileno=os.dup(descriptor)) as packets:
+        name = packets.getsockname()[0]
+        try:
+            return socket.if_nametoindex(name)
+        except OSError as error:
+            raise CaptureError("cannot capture: the interface has gone away") from error
+
+
 class InterfaceWatch:
     """Tells when interfaces or addresses change. Raises ``CaptureError`` if it cannot be made."""
 

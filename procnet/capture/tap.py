@@ -16,6 +16,7 @@ from procnet.capture.handle import BUFFER_BYTES, TIMEOUT_MS, LiveHandle
 from procnet.capture.interfaces import (
     Interface,
     InterfaceWatch,
+    captured_interface,
     default_interfaces,
     list_interfaces,
     local_addresses,
@@ -177,7 +178,7 @@ class Tap:
             )
             entry = _Listening(interface, handle, counter)
             if self._kernel is not None:
-                entry.index = handle.interface_index()
+                entry.index = captured_interface(handle.fileno())
                 self._kernel.attach(
                     handle.fileno(), entry.index, entry.name, loopback=interface.is_loopback
                 )

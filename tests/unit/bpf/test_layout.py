@@ -11,6 +11,7 @@ import pytest
 
 from procnet.bpf import layout
 from procnet.bpf.source import source_directory
+from procnet.capture.handle import SNAPLEN_BYTES
 from procnet.model import EventKind
 
 MEMBERS = {  # of layout.RawEvent → in C
@@ -78,3 +79,8 @@ def test_the_numbers_are_those_of_the_header(tmp_path: Path) -> None:
     assert version == layout.LAYOUT
     assert kernel == layout.FLAG_KERNEL
     assert kinds == list(EventKind)
+
+
+def test_a_frame_that_is_handed_up_is_kept_as_far_as_others_are() -> None:
+    source = (source_directory() / "count.bpf.c").read_text()
+    assert f"\n#define HAND_UP {SNAPLEN_BYTES}\n" in source
