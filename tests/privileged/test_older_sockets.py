@@ -13,7 +13,6 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import pytest
-from tests.kernels.guest.actors import connection, inode
 
 import procnet
 from procnet.bpf.core import CoreOwners
@@ -21,6 +20,7 @@ from procnet.ledger.keys import key_of_socket
 from procnet.model import Evidence, FlowKey, ProcessId, SocketScan
 from procnet.sockets.scanner import SocketScanner
 from tests.privileged.namespace import WAIT_S, Namespace, wait_until
+from tests.privileged.owners.actors import connection, inode
 
 CLONE_FILES = 0x400
 BULK_BYTES = 23 * 997
