@@ -324,7 +324,7 @@ def flood(space: Space, number: int) -> subprocess.Popen[str]:
 def test_nothing_is_lost_or_counted_twice_while_tables_change_places(space: Space) -> None:
     datagram_bytes = 20 + 8 + 10
     # An emulated processor is 20 times slower.
-    number = 30_000 if os.environ.get("PROCNET_VM") else 600_000
+    number = 100_000 if os.environ.get("PROCNET_VM") else 600_000
     counts: list[FlowCount] = []
 
     def work() -> int:
