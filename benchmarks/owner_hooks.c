@@ -101,11 +101,19 @@ static void send_connected(void)
 	must(send(here, buffer, BYTES, 0), "send");
 }
 
+static void take_from(int flags)
+{
+	struct sockaddr_in from;
+	socklen_t size = sizeof(from);
+
+	must(recvfrom(there, buffer, BYTES, flags, (struct sockaddr *)&from, &size), "recvfrom");
+}
+
 /* Not timed. */
 static void empty_the_queue(void)
 {
 	for (int i = 0; i < BATCH; i++)
-		must(recv(there, buffer, BYTES, MSG_DONTWAIT), "recv");
+		take_from(MSG_DONTWAIT);
 }
 
 static void send_and_receive(void)
@@ -116,11 +124,8 @@ static void send_and_receive(void)
 
 static void send_and_receive_from(void)
 {
-	struct sockaddr_in from;
-	socklen_t size = sizeof(from);
-
 	must(send(here, buffer, BYTES, 0), "send");
-	must(recvfrom(there, buffer, BYTES, 0, (struct sockaddr *)&from, &size), "recvfrom");
+	take_from(0);
 }
 
 static void connect_accept_close(void)

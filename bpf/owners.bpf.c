@@ -111,10 +111,12 @@ struct procnet_socket {
 	__u64 told;  /* digest of the user and the tuple that were told last; 0: nothing was */
 	__u64 user;  /* digest of the process that surely used it last */
 	__u32 netns;
-	__u32 taker; /* the thread whose receive, still under way, has told its peer */
+	__u32 taker; /* the thread whose receive, still under way, knows its peer */
+	__u32 takes; /* receives under way that have something to tell */
+	__u32 pad;
 	/* What came in for an unconnected socket since its queue was empty. */
 	__u32 waiting; /* enum procnet_waiting */
-	__u32 pad;
+	__u32 is_noted; /* since its queue was empty, all that came in was noted */
 	__u64 waiting_id; /* digest of the tuple, written after it */
 	struct procnet_tuple waiting_tuple;
 };
@@ -193,6 +195,25 @@ struct {
 } known SEC(".maps");
 
 /* Processes ------------------------------------------------------------------------------------*/
+
+/*
+ * Whether on_ingress() is attached: it costs each packet of the host something, and few programs
+ * need it. User space attaches it when the first of them is told of, and then says so here.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(map_flags, BPF_F_MMAPABLE);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, __u32);
+} noting SEC(".maps");
+
+static __always_inline bool is_noting(void)
+{
+	__u32 first = 0, *value = bpf_map_lookup_elem(&noting, &first);
+
+	return value && *value;
+}
 
 #define MIX 0x9e3779b97f4a7c15ULL /* 2^64 / the golden ratio */
 
@@ -387,6 +408,11 @@ struct seen {
  */
 #define FIELD(known, from, field) ((known) ? (from)->field : BPF_CORE_READ(from, field))
 
+/* The beginning of struct sock_common, with all that is wanted of it (136 bytes long in 6.18). */
+#define COMMON_BYTES 128
+#define COPIED(copy, field, type)                                                                  \
+	(*(type *)((copy) + bpf_core_field_offset(struct sock_common, field)))
+
 /* The inode in socket:[...] of /proc/PID/fd; 0 while the socket has no file (not yet accepted). */
 static __always_inline __u64 socket_inode(struct sock *sk, bool known)
 {
@@ -429,41 +455,68 @@ static __always_inline void settle_peer(struct seen *seen)
 
 /*
  * What the socket itself says. An AF_INET6 one that talks IPv4 has mapped addresses there. `known`:
- * the verifier knows that it is a struct sock; of a cgroup/sock_* program's context it does not.
+ * the verifier knows that it is a struct sock. Of a cgroup/sock_* program's context it does not, so
+ * that what both families have is copied from there at once: a call costs some 6 ns.
  */
 static __always_inline bool see(struct seen *to, struct sock *sk, bool known)
 {
-	__u16 family = FIELD(known, sk, __sk_common.skc_family);
 	struct procnet_tuple *tuple = &to->tuple;
+	struct sock_common *common = &sk->__sk_common;
+	__u8 copy[COMMON_BYTES];
+	struct net *net;
+	__u16 family, local_port;
+	__be16 port;
 
 	__builtin_memset(to, 0, sizeof(*to));
+	if (known) {
+		family = common->skc_family;
+		net = common->skc_net.net;
+		port = common->skc_dport;
+		local_port = common->skc_num;
+		to->type = sk->sk_type;
+		to->protocol = sk->sk_protocol;
+	} else {
+		struct bpf_sock *context = (struct bpf_sock *)sk;
+
+		if (bpf_probe_read_kernel(copy, COMMON_BYTES, common))
+			return false;
+		family = COPIED(copy, skc_family, __u16);
+		net = COPIED(copy, skc_net, struct net *);
+		port = COPIED(copy, skc_dport, __be16);
+		local_port = COPIED(copy, skc_num, __u16);
+		to->type = context->type;
+		to->protocol = context->protocol;
+	}
 	if (family == AF_INET) {
-		set_ipv4(tuple->local_address, FIELD(known, sk, __sk_common.skc_rcv_saddr));
-		set_ipv4(tuple->remote_address, FIELD(known, sk, __sk_common.skc_daddr));
+		set_ipv4(tuple->local_address,
+			 known ? common->skc_rcv_saddr : COPIED(copy, skc_rcv_saddr, __be32));
+		set_ipv4(tuple->remote_address,
+			 known ? common->skc_daddr : COPIED(copy, skc_daddr, __be32));
 	} else if (family == AF_INET6) {
+		struct in6_addr *local = (struct in6_addr *)tuple->local_address;
+		struct in6_addr *remote = (struct in6_addr *)tuple->remote_address;
+
 		if (known) {
-			*(struct in6_addr *)tuple->local_address = sk->__sk_common.skc_v6_rcv_saddr;
-			*(struct in6_addr *)tuple->remote_address = sk->__sk_common.skc_v6_daddr;
+			*local = common->skc_v6_rcv_saddr;
+			*remote = common->skc_v6_daddr;
 		} else {
-			BPF_CORE_READ_INTO(&tuple->local_address, sk, __sk_common.skc_v6_rcv_saddr);
-			BPF_CORE_READ_INTO(&tuple->remote_address, sk, __sk_common.skc_v6_daddr);
+			*local = COPIED(copy, skc_v6_rcv_saddr, struct in6_addr);
+			*remote = COPIED(copy, skc_v6_daddr, struct in6_addr);
 		}
 	} else {
 		return false;
 	}
 	to->inode = socket_inode(sk, known);
-	to->netns = known ? sk->__sk_common.skc_net.net->ns.inum
-			  : BPF_CORE_READ(sk, __sk_common.skc_net.net, ns.inum);
-	to->type = FIELD(known, sk, sk_type);
-	to->protocol = FIELD(known, sk, sk_protocol);
+	to->netns = known ? net->ns.inum : BPF_CORE_READ(net, ns.inum);
 	tuple->protocol = to->protocol;
 	/* The port of a raw socket is its protocol (inet_create). */
 	if (to->type != SOCK_RAW) {
 		struct inet_sock *inet = (struct inet_sock *)sk;
 
-		/* Not skc_num: it is 0 again when a reset has closed the connection. */
-		tuple->local_port = bpf_ntohs(BPF_CORE_READ(inet, inet_sport));
-		tuple->remote_port = bpf_ntohs(FIELD(known, sk, __sk_common.skc_dport));
+		/* skc_num is 0 again when a reset has closed the connection. */
+		tuple->local_port =
+			local_port ? local_port : bpf_ntohs(BPF_CORE_READ(inet, inet_sport));
+		tuple->remote_port = bpf_ntohs(port);
 	}
 	settle_peer(to);
 	return true;
@@ -729,6 +782,7 @@ int on_create(struct bpf_sock *ctx)
 	if (socket) {
 		note(socket, &seen);
 		socket->user = current_user();
+		socket->is_noted = is_noting();
 	}
 	return 1;
 }
@@ -953,7 +1007,7 @@ int on_ingress(struct __sk_buff *skb)
 	if (!sk || sk->type != SOCK_DGRAM || !is_datagram(sk->protocol) || sk->state == ESTABLISHED)
 		return 1;
 	socket = bpf_sk_storage_get(&sockets, sk, NULL, 0);
-	if (!socket || socket->waiting == SEVERAL_FLOWS)
+	if (!socket || !socket->is_noted || socket->waiting == SEVERAL_FLOWS)
 		return 1;
 	if (socket->waiting == ONE_FLOW && read_plain(skb, &flow)) {
 		struct ip4_flow received = {flow.remote_address, flow.local_address,
@@ -986,26 +1040,63 @@ static __always_inline void settle_queue(struct procnet_socket *socket, struct s
 {
 	struct udp_sock *udp = (struct udp_sock *)sk;
 
-	if (socket->waiting && !sk->sk_receive_queue.qlen && !BPF_CORE_READ(udp, reader_queue.qlen))
-		socket->waiting = NOTHING;
+	if (!is_noting() || (socket->is_noted && !socket->waiting))
+		return;
+	if (sk->sk_receive_queue.qlen || BPF_CORE_READ(udp, reader_queue.qlen))
+		return;
+	socket->waiting = NOTHING;
+	socket->is_noted = true;
 }
 
-/* The peer of the datagram that a process takes, if it wants to know. */
+/* Whose datagram a thread is about to have, if nobody was told of that yet. */
+struct procnet_taking {
+	__u64 id; /* of the socket */
+	struct procnet_tuple tuple;
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 4096);
+	__type(key, __u32);
+	__type(value, struct procnet_taking);
+} under_way SEC(".maps");
+
+/* What on_take() has kept for the end of the call. */
+static __always_inline bool end_take(struct seen *seen, struct procnet_socket *socket)
+{
+	__u32 thread = bpf_get_current_task_btf()->pid;
+	struct procnet_taking *taking = bpf_map_lookup_elem(&under_way, &thread);
+
+	if (!taking || taking->id != socket->id)
+		return false;
+	__builtin_memset(seen, 0, sizeof(*seen));
+	seen->tuple = taking->tuple;
+	seen->inode = socket->inode;
+	seen->netns = socket->netns;
+	bpf_map_delete_elem(&under_way, &thread);
+	__sync_fetch_and_add(&socket->takes, -1);
+	return true;
+}
+
+/*
+ * The peer of the datagram that a process is given, if it wants to know. Whether it takes it or only
+ * looks (MSG_PEEK) is known at the end of the call.
+ */
 static __always_inline int on_take(struct bpf_sock_addr *ctx, const __u8 *remote)
 {
 	struct bpf_sock *sk = ctx->sk;
 	struct procnet_socket *socket;
+	struct procnet_taking taking = {};
 	struct seen seen = {};
 	__u64 user = current_user();
+	__u32 thread = bpf_get_current_task_btf()->pid;
 
 	if (!sk)
 		return 1;
 	socket = bpf_sk_storage_get(&sockets, sk, NULL, 0);
 	if (!socket)
 		return 1;
-	socket->taker = bpf_get_current_task_btf()->pid;
-	seen.inode = socket->inode;
-	seen.netns = socket->netns;
+	socket->taker = thread;
 	seen.type = SOCK_DGRAM;
 	seen.protocol = seen.tuple.protocol = sk->protocol;
 	__builtin_memcpy(seen.tuple.remote_address, remote, 16);
@@ -1013,17 +1104,22 @@ static __always_inline int on_take(struct bpf_sock_addr *ctx, const __u8 *remote
 		set_ipv4(seen.tuple.local_address, sk->src_ip4);
 	} else {
 		__u32 *local = (__u32 *)seen.tuple.local_address;
+		/* Each a load from the context: no pointer into it is allowed. */
+		volatile struct bpf_sock *context = sk;
 
-		local[0] = sk->src_ip6[0];
-		local[1] = sk->src_ip6[1];
-		local[2] = sk->src_ip6[2];
-		local[3] = sk->src_ip6[3];
+		local[0] = context->src_ip6[0];
+		local[1] = context->src_ip6[1];
+		local[2] = context->src_ip6[2];
+		local[3] = context->src_ip6[3];
 	}
 	seen.tuple.local_port = sk->src_port;
 	seen.tuple.remote_port = bpf_ntohs(ctx->user_port);
 	settle_peer(&seen);
-	tell(socket, &seen, user, PROCNET_RECEIVE);
-	socket->user = user;
+	taking.id = socket->id;
+	taking.tuple = seen.tuple;
+	if (socket->told != digest(user, &taking.tuple) &&
+	    !bpf_map_update_elem(&under_way, &thread, &taking, BPF_ANY))
+		__sync_fetch_and_add(&socket->takes, 1);
 	return 1;
 }
 
@@ -1053,6 +1149,7 @@ static __always_inline int take(struct sock *sk, int result, int flags, bool wit
 	struct procnet_socket *socket;
 	struct seen seen;
 	__u16 protocol = sk->sk_protocol;
+	bool known = false, takes;
 	__u64 user;
 
 	if (sk->sk_type != SOCK_DGRAM && sk->sk_type != SOCK_RAW)
@@ -1070,12 +1167,20 @@ static __always_inline int take(struct sock *sk, int result, int flags, bool wit
 	socket = bpf_sk_storage_get(&sockets, sk, NULL, BPF_SK_STORAGE_GET_F_CREATE);
 	if (!socket)
 		return 0;
-	if (socket->taker == bpf_get_current_task_btf()->pid) {
+	takes = result >= 0 && !(flags & (MSG_PEEK | MSG_ERRQUEUE)) && !is_kernel_thread();
+	if (socket->takes && end_take(&seen, socket)) {
+		if (takes)
+			tell(socket, &seen, user, PROCNET_RECEIVE);
+		known = true;
+	}
+	if (known || socket->taker == bpf_get_current_task_btf()->pid) {
 		socket->taker = 0;
+		if (takes)
+			socket->user = user;
 		settle_queue(socket, sk);
 		return 0;
 	}
-	if (result < 0 || flags & (MSG_PEEK | MSG_ERRQUEUE) || is_kernel_thread())
+	if (!takes)
 		return 0;
 	if (!see(&seen, sk, true))
 		return 0;
@@ -1163,6 +1268,38 @@ struct {
 	__type(key, struct procnet_use);
 	__type(value, __u64);
 } injected SEC(".maps");
+
+/*
+ * A scanner makes a five-tuple for each frame: told one by one, they would drive everybody else's
+ * events out of the ring. What is beyond this has no owner, and shows as such.
+ */
+#define INJECTIONS_AT_ONCE 512
+
+struct procnet_burst {
+	__u64 since_ns;
+	__u64 events;
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct procnet_burst);
+} burst SEC(".maps");
+
+static __always_inline bool is_flood(__u64 now_ns)
+{
+	__u32 first = 0;
+	struct procnet_burst *of_cpu = bpf_map_lookup_elem(&burst, &first);
+
+	if (!of_cpu)
+		return true;
+	if (now_ns - of_cpu->since_ns >= INJECTION_NS) {
+		of_cpu->since_ns = now_ns;
+		of_cpu->events = 0;
+	}
+	return of_cpu->events++ >= INJECTIONS_AT_ONCE;
+}
 
 struct frame {
 	unsigned char *at;
@@ -1267,7 +1404,7 @@ int BPF_PROG(on_queue, struct sk_buff *skb)
 	use.tuple = seen.tuple;
 	now_ns = bpf_ktime_get_boot_ns();
 	last_ns = bpf_map_lookup_elem(&injected, &use);
-	if (last_ns && now_ns - *last_ns < INJECTION_NS)
+	if ((last_ns && now_ns - *last_ns < INJECTION_NS) || is_flood(now_ns))
 		return 0;
 	if (submit(&seen, PROCNET_INJECT))
 		bpf_map_update_elem(&injected, &use, &now_ns, BPF_ANY);
@@ -1330,11 +1467,8 @@ int on_open_file(struct bpf_iter__task_file *ctx)
 			bpf_sk_storage_get(&connections, sk, NULL, BPF_SK_STORAGE_GET_F_CREATE);
 	} else {
 		socket = bpf_sk_storage_get(&sockets, sk, NULL, BPF_SK_STORAGE_GET_F_CREATE);
-		if (socket && !socket->id) {
+		if (socket && !socket->id)
 			note(socket, &seen);
-			if (sk->sk_receive_queue.qlen)
-				socket->waiting = SEVERAL_FLOWS;
-		}
 	}
 	row.tuple = seen.tuple;
 	row.state = BPF_CORE_READ(sk, __sk_common.skc_state);

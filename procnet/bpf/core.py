@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import logging
+import mmap
 import os
 import struct
+import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -16,7 +19,7 @@ from procnet.bpf.host import Host, Obstacle
 from procnet.bpf.snapshot import OPEN_SOCKET, decode_snapshot
 from procnet.bpf.telling import Sources, Telling
 from procnet.errors import LayoutError, LoadError
-from procnet.model import Feature, SocketScan
+from procnet.model import UDP, UDPLITE, EventKind, Feature, OwnerEvent, SocketScan
 
 if TYPE_CHECKING:
     from procnet.bpf.libbpf import BpfObject
@@ -27,6 +30,9 @@ if TYPE_CHECKING:
 _NAME = "core owners"
 _CONTRACT = struct.Struct("=IIII")
 _TRIES = 4
+_NOTING = (1).to_bytes(4, sys.byteorder)
+
+_log = logging.getLogger("procnet")
 
 
 class Hook(NamedTuple):
@@ -37,6 +43,8 @@ class Hook(NamedTuple):
     needs: str = ""
     cgroup: bool = False
     traces_function: bool = False
+    on_demand: bool = False
+    """Attached when there is something for it to do: it costs every packet of the host."""
 
 
 def _cgroup(name: str) -> Hook:
@@ -54,7 +62,7 @@ def _function(name: str, program: str) -> Hook:
 _CREATE = Hook("cgroup sock_create", "on_create", cgroup=True)
 _CONNECT = Hook("sockops", "on_tcp_connect", cgroup=True)
 _EGRESS = Hook("cgroup_skb egress", "on_egress", cgroup=True)
-_INGRESS = Hook("cgroup_skb ingress", "on_ingress", cgroup=True)
+_INGRESS = Hook("cgroup_skb ingress", "on_ingress", cgroup=True, on_demand=True)
 _RELEASE = Hook("cgroup sock_release", "on_release", cgroup=True)
 _ITERATOR = "on_open_file"
 _BUT_UDP, _AND_TCP = "_but_udp", "_and_tcp"
@@ -219,7 +227,8 @@ def _start(bpf: BpfObject, choice: Choice, root: int, ring_bytes: int | None) ->
     except LoadError as error:
         raise _RefusedError(error, failed_program(error)) from error
     for hook in choice.first:
-        _attach(bpf, hook, root)
+        if not hook.on_demand:
+            _attach(bpf, hook, root)
     bpf.run_iterator(_ITERATOR)
     for hook in choice.later:
         _attach(bpf, hook, root)
@@ -259,7 +268,10 @@ def promise(host: Host | None = None, image: Path = OBJECT) -> Feature:
 
 
 def _feature(choice: Choice) -> Feature:
-    reason = f"{len(choice.hooks)} hooks attached"
+    late = [hook.name for hook in choice.hooks if hook.on_demand]
+    reason = f"{len(choice.hooks) - len(late)} hooks attached"
+    if late:
+        reason += f", {', '.join(late)} on demand"
     if choice.missing:
         missing = "; ".join(f"{question} ({why})" for question, why in choice.missing.items())
         reason += f"; without {missing}"
@@ -269,11 +281,14 @@ def _feature(choice: Choice) -> Feature:
 class CoreOwners(Telling):
     """Who uses which socket, told as it happens. Any thread may read or close it."""
 
-    def __init__(self, loaded: _Loaded, sources: Sources, held: contextlib.ExitStack) -> None:
+    def __init__(
+        self, loaded: _Loaded, sources: Sources, proc_root: Path, held: contextlib.ExitStack
+    ) -> None:
         """Use open()."""
-        self.hooks: tuple[str, ...] = tuple(hook.name for hook in loaded.choice.hooks)
         self._choice = loaded.choice
         self._bpf = loaded.bpf
+        self._proc_root = proc_root
+        self._on_demand = [hook for hook in loaded.choice.hooks if hook.on_demand]
         super().__init__(sources, held)
 
     @classmethod
@@ -301,7 +316,12 @@ class CoreOwners(Telling):
                 loaded.bpf.map_descriptor(name) for name in ("events", "processes", "lost")
             )
             sources = Sources.open(events, processes, lost, host.proc_root, held)
-            return cls(loaded, sources, held.pop_all())
+            return cls(loaded, sources, host.proc_root, held.pop_all())
+
+    @property
+    def hooks(self) -> tuple[str, ...]:
+        """Those that are attached now."""
+        return tuple(hook.name for hook in self._choice.hooks if hook not in self._on_demand)
 
     @property
     def missing_hooks(self) -> tuple[str, ...]:
@@ -318,6 +338,35 @@ class CoreOwners(Telling):
                 return None
             return self._bpf.map_descriptor("turns")
 
+    def read(self) -> list[OwnerEvent]:
+        """What has happened since the last call, oldest first; never waits, empty when closed.
+
+        Raises LayoutError if the kernel's records are not ours.
+        """
+        events = super().read()
+        if self._on_demand and any(_took_of_somebody(event) for event in events):
+            self._attach_on_demand()
+        return events
+
+    def _attach_on_demand(self) -> None:
+        with self._lock:
+            hooks, self._on_demand = self._on_demand, []
+            if self._final_loss is not None:
+                return
+            try:
+                root = cgroup.open_root(self._proc_root)
+                try:
+                    for hook in hooks:
+                        _attach(self._bpf, hook, root)
+                finally:
+                    os.close(root)
+                with mmap.mmap(self._bpf.map_descriptor("noting"), mmap.PAGESIZE) as noting:
+                    noting[0:4] = _NOTING
+            except (LoadError, OSError) as error:
+                why = str(error).partition("\n")[0]
+                _log.warning("who takes which datagram may stay unknown: %s", why)
+                self._choice.missing["which flow waits"] = why
+
     def feature(self) -> Feature:
         """What it is, with what is missing of it."""
         return _feature(self._choice)
@@ -332,6 +381,15 @@ class CoreOwners(Telling):
             closed = self._final_loss is not None
             rows = b"" if closed else self._bpf.run_iterator(_ITERATOR)
         return decode_snapshot(rows, started_ns, time.time_ns(), netns)
+
+
+def _took_of_somebody(event: OwnerEvent) -> bool:
+    """Has a process taken a datagram without asking from whom?"""
+    return (
+        event.kind is EventKind.RECEIVE
+        and not event.remote_address
+        and event.protocol in (UDP, UDPLITE)
+    )
 
 
 def _as_error(obstacle: Obstacle) -> Exception:

@@ -52,7 +52,6 @@ GAPS: dict[str, dict[str, Gap]] = {
         "local address of a receiver on the wildcard": Gap(
             Instead.WILDCARD, "the socket's own local address, which may be a wildcard"
         ),
-        "peek with address": Gap(Instead.PEEKER, "`MSG_PEEK` and the address counts as taking"),
     },
     "CO-RE without sock_recv_length": {
         "raw socket that receives": Gap(Instead.NOTHING, "sockets that only receive: by /proc"),
