@@ -80,6 +80,9 @@ const struct {
 	sizeof(struct procnet_open_socket),
 };
 
+/* The only network namespace that is told of, by its inode; 0 for all. User space may set it. */
+const volatile __u32 procnet_only_netns SEC(".rodata.netns") = 0;
+
 #define RING_BYTES (4 << 20) /* events of 120 bytes: 34,000 of them between two reads */
 #define PROCESS_RING_BYTES (4 << 20) /* 1,600 of them */
 #define USERS 65536
@@ -541,6 +544,8 @@ __noinline int submit(const struct seen *seen, __u8 kind)
 
 	if (!seen)
 		return false;
+	if (procnet_only_netns && seen->netns != procnet_only_netns)
+		return true;
 	if (!is_kernel_thread())
 		introduce();
 	event = bpf_ringbuf_reserve(&events, sizeof(*event), 0);
@@ -564,7 +569,8 @@ __noinline int submit(const struct seen *seen, __u8 kind)
 	event->uid = task->cred->uid.val;
 	event->pad = 0;
 	__builtin_memcpy(&event->tuple, &seen->tuple, sizeof(event->tuple));
-	bpf_probe_read_kernel(event->comm, sizeof(event->comm), leader->comm);
+	for (int i = 0; i < PROCNET_COMM_LEN; i++)
+		event->comm[i] = leader->comm[i];
 	bpf_ringbuf_submit(event, 0);
 	next_turn(&seen->tuple, kind);
 	return true;
@@ -1460,6 +1466,8 @@ int on_open_file(struct bpf_iter__task_file *ctx)
 		return 0;
 	sk = of_file->sk;
 	if (!sk || !see(&seen, sk, true))
+		return 0;
+	if (procnet_only_netns && seen.netns != procnet_only_netns)
 		return 0;
 	if (seen.protocol == IPPROTO_TCP) {
 		/* A listener has nothing to tell. */

@@ -52,7 +52,7 @@ class Watch:
         features = self.features
         while features.owners in _RUNGS:
             try:
-                events = open_hooks(features.owners)
+                events = open_hooks(features.owners, self._netns)
             except (UnsupportedError, AccessError) as error:
                 if self._kernel != "auto":
                     raise

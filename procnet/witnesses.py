@@ -26,12 +26,12 @@ LOOK_SHARE = 0.1
 _log = logging.getLogger("procnet")
 
 
-def open_hooks(owners: str) -> CoreOwners | KprobeOwners:
-    """The rung ``core`` or ``kprobe``, attached.
+def open_hooks(owners: str, netns: int | None) -> CoreOwners | KprobeOwners:
+    """The rung ``core`` or ``kprobe``, attached; it may tell of one network namespace alone.
 
     Raises ``UnsupportedError``, ``LoadError`` or ``AccessError`` if it cannot be had.
     """
-    return CoreOwners.open() if owners == "core" else KprobeOwners.open()
+    return CoreOwners.open(netns=netns) if owners == "core" else KprobeOwners.open()
 
 
 class Witnesses:
@@ -52,7 +52,7 @@ class Witnesses:
         self._snapshot_fails = False
         self._processes = ProcessTable()
         self._reading = threading.Lock()
-        self.events = open_hooks(owners) if owners in ("core", "kprobe") else None
+        self.events = open_hooks(owners, netns) if owners in ("core", "kprobe") else None
         """The source that tells owners as it happens; None where they are only looked at."""
         self._read_ns = time.time_ns()
         ledger.owners.boot_ns = boot_to_wall_ns()

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from procnet import features
 from procnet.bpf import cgroup, layout
+from procnet.bpf.core_hooks import INDISPENSABLE, Choice, Hook, choose, unvaried
 from procnet.bpf.core_host import OBJECT, failed_program, find_obstacle, known_names, refusal
 from procnet.bpf.host import Host, Obstacle
 from procnet.bpf.snapshot import OPEN_SOCKET, decode_snapshot
@@ -30,127 +31,10 @@ if TYPE_CHECKING:
 _NAME = "core owners"
 _CONTRACT = struct.Struct("=IIII")
 _TRIES = 4
+_ITERATOR = "on_open_file"
 _NOTING = (1).to_bytes(4, sys.byteorder)
 
 _log = logging.getLogger("procnet")
-
-
-class Hook(NamedTuple):
-    """A program of bpf/owners.bpf.c. ``needs`` is a name in the kernel's BTF, empty for none."""
-
-    name: str
-    program: str
-    needs: str = ""
-    cgroup: bool = False
-    traces_function: bool = False
-    on_demand: bool = False
-    """Attached when there is something for it to do: it costs every packet of the host."""
-
-
-def _cgroup(name: str) -> Hook:
-    return Hook(f"cgroup {name}", f"on_{name}", cgroup=True)
-
-
-def _tracepoint(name: str, program: str) -> Hook:
-    return Hook(name, program, f"btf_trace_{name}")
-
-
-def _function(name: str, program: str) -> Hook:
-    return Hook(name, program, name, traces_function=True)
-
-
-_CREATE = Hook("cgroup sock_create", "on_create", cgroup=True)
-_CONNECT = Hook("sockops", "on_tcp_connect", cgroup=True)
-_EGRESS = Hook("cgroup_skb egress", "on_egress", cgroup=True)
-_INGRESS = Hook("cgroup_skb ingress", "on_ingress", cgroup=True, on_demand=True)
-_RELEASE = Hook("cgroup sock_release", "on_release", cgroup=True)
-_ITERATOR = "on_open_file"
-_BUT_UDP, _AND_TCP = "_but_udp", "_and_tcp"
-# Without one of these a flow would be named after its last user but one, and nobody would know.
-_INDISPENSABLE = ("socket", "connect", "send", "TCP send", "TCP receive", "close")
-
-# For each question the ways to answer it, the best first: one is used, with all of its hooks.
-_QUESTIONS: dict[str, tuple[tuple[Hook, ...], ...]] = {
-    "socket": ((_CREATE,),),
-    "connect": ((_CONNECT,),),
-    "send": ((_EGRESS,),),
-    "TCP send": (
-        (_tracepoint("tcp_sendmsg_locked", "on_tcp_sendmsg_locked"),),
-        (_function("tcp_sendmsg", "on_tcp_sendmsg"), _function("tcp_sendpage", "on_tcp_sendpage")),
-        (_function("tcp_sendmsg", "on_tcp_sendmsg"),),
-        (_tracepoint("sock_send_length", "on_tcp_send_length"),),
-    ),
-    "TCP receive": ((_tracepoint("tcp_rcv_space_adjust", "on_tcp_receive"),),),
-    "UDP receive": (
-        (_function("skb_consume_udp", "on_skb_consume_udp"),),
-        (_cgroup("recvmsg4"), _cgroup("recvmsg6"), _INGRESS),
-    ),
-    "receive": ((_tracepoint("sock_recv_length", "on_receive_length"),),),
-    "accept": (
-        (_function("security_sock_graft", "on_sock_graft"),),
-        (_cgroup("getpeername4"), _cgroup("getpeername6")),
-    ),
-    "close": ((_RELEASE,),),
-    "injection": ((_tracepoint("net_dev_queue", "on_queue"),),),
-    "program": ((_tracepoint("sched_process_exec", "on_exec"),),),
-}
-# A connection that nobody has used is taken for one that is just being accepted: not before those
-# that are older than we are have been seen.
-_AFTER_THE_SNAPSHOT = ("accept", "close")
-
-
-class Choice(NamedTuple):
-    """The hooks to load, in the order to attach them, and why there are no others."""
-
-    first: tuple[Hook, ...]
-    later: tuple[Hook, ...]
-    missing: dict[str, str]
-
-    @property
-    def hooks(self) -> tuple[Hook, ...]:
-        return self.first + self.later
-
-
-def choose(names: bytes, traces_functions: bool, refused: dict[str, str]) -> Choice:
-    """For each question the best answer that the kernel has names for and has not refused.
-
-    ``names`` is its BTF; ``refused`` says of programs why not.
-    """
-    first: list[Hook] = []
-    later: list[Hook] = []
-    missing: dict[str, str] = {}
-    for question, answers in _QUESTIONS.items():
-        why: dict[str, str] = {}
-        for hooks in answers:
-            here = {hook.name: _absence(hook, names, traces_functions, refused) for hook in hooks}
-            if not any(here.values()):
-                (later if question in _AFTER_THE_SNAPSHOT else first).extend(hooks)
-                break
-            why.update({name: reason for name, reason in here.items() if reason})
-        else:
-            missing[question] = ", ".join(f"{name}: {reason}" for name, reason in why.items())
-    programs = frozenset(hook.program for hook in first)
-    first = [hook._replace(program=_variant(hook.program, programs)) for hook in first]
-    return Choice(tuple(first), tuple(later), missing)
-
-
-def _variant(program: str, programs: frozenset[str]) -> str:
-    """The program to load for one that is to share its work with the others that were chosen."""
-    if program == "on_receive_length" and "on_skb_consume_udp" in programs:
-        return program + _BUT_UDP  # datagrams are told by the other one, with their peer
-    if program == "on_egress" and "on_tcp_send_length" in programs:
-        return program + _AND_TCP  # the other one is late
-    return program
-
-
-def _absence(hook: Hook, names: bytes, traces_functions: bool, refused: dict[str, str]) -> str:
-    if hook.program in refused:
-        return refused[hook.program]
-    if hook.traces_function and not traces_functions:
-        return "the kernel loads no fentry programs"
-    if hook.needs and b"\0" + hook.needs.encode() + b"\0" not in names:
-        return "the kernel does not have it"
-    return ""
 
 
 def check_contract(contract: bytes) -> None:
@@ -170,7 +54,7 @@ class _Loaded(NamedTuple):
     bpf: BpfObject
 
 
-def _load(host: Host, image: bytes, ring_bytes: int | None) -> _Loaded:
+def _load(host: Host, image: bytes, ring_bytes: int | None, netns: int) -> _Loaded:
     """Loads and attaches what the kernel takes of it; what it refuses is left out and tried anew.
 
     Raises LoadError if that is a program that cannot be done without.
@@ -185,21 +69,20 @@ def _load(host: Host, image: bytes, ring_bytes: int | None) -> _Loaded:
         for _ in range(_TRIES):
             # The names are megabytes, and not kept: libbpf is about to read them too.
             choice = choose(known_names(host), traces_functions, refused)
-            lacking = [question for question in _INDISPENSABLE if question in choice.missing]
+            lacking = [question for question in INDISPENSABLE if question in choice.missing]
             if lacking:
                 why = "; ".join(f"{question} ({choice.missing[question]})" for question in lacking)
                 raise LoadError(f"there is no hook for {why}{said}")
             bpf = libbpf.BpfObject(image)
             try:
-                _start(bpf, choice, root, ring_bytes)
+                _start(bpf, choice, root, ring_bytes, netns)
                 return _Loaded(choice, bpf)
             except _RefusedError as error:
                 bpf.close()
                 if error.program in refused or error.program in (_ITERATOR, ""):
                     raise
                 why, _, log = str(error).partition("\n")
-                program = error.program.removesuffix(_BUT_UDP).removesuffix(_AND_TCP)
-                refused[program] = why
+                refused[unvaried(error.program)] = why
                 said = f"\n{log}"
             except BaseException:
                 bpf.close()
@@ -217,8 +100,9 @@ class _RefusedError(LoadError):
         self.program = program
 
 
-def _start(bpf: BpfObject, choice: Choice, root: int, ring_bytes: int | None) -> None:
+def _start(bpf: BpfObject, choice: Choice, root: int, ring_bytes: int | None, netns: int) -> None:
     check_contract(bpf.initial_value(".rodata.contract"))
+    bpf.set_constant(".rodata.netns", netns.to_bytes(4, sys.byteorder))
     if ring_bytes is not None:
         bpf.resize("events", ring_bytes)
     bpf.choose(frozenset(hook.program for hook in choice.hooks) | {_ITERATOR})
@@ -250,7 +134,7 @@ def probe(host: Host | None = None, image: Path = OBJECT) -> Feature:
     obstacle = find_obstacle(host, image)
     if obstacle is None:
         try:
-            loaded = _load(host, image.read_bytes(), None)
+            loaded = _load(host, image.read_bytes(), None, 0)
         except LoadError as error:
             obstacle = refusal(error, host)
         else:
@@ -293,11 +177,17 @@ class CoreOwners(Telling):
 
     @classmethod
     def open(
-        cls, host: Host | None = None, image: Path = OBJECT, ring_bytes: int | None = None
+        cls,
+        host: Host | None = None,
+        image: Path = OBJECT,
+        ring_bytes: int | None = None,
+        *,
+        netns: int | None = None,
     ) -> CoreOwners:
         """Load and attach; a tenth of a second. Sockets that are open already are noted.
 
-        ``ring_bytes``: another size than 4 MiB, a power of two of at least a page. Raises
+        ``ring_bytes``: another size than 4 MiB, a power of two of at least a page. ``netns``: the
+        inode of the only network namespace to tell of; what happens elsewhere fills no ring. Raises
         UnsupportedError, AccessError or LoadError: what is missing and what to do.
         """
         host = host or Host()
@@ -305,7 +195,7 @@ class CoreOwners(Telling):
         if obstacle is not None:
             raise _as_error(obstacle)
         try:
-            loaded = _load(host, image.read_bytes(), ring_bytes)
+            loaded = _load(host, image.read_bytes(), ring_bytes, netns or 0)
         except LayoutError:
             raise
         except LoadError as error:

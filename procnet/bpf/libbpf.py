@@ -193,6 +193,14 @@ class BpfObject:
         place = self._library.bpf_map__initial_value(self._map(map_name), ctypes.byref(size))
         return ctypes.string_at(place, size.value) if place else b""
 
+    def set_constant(self, map_name: str, value: bytes) -> None:
+        """What a section of one constant shall hold. Before load()."""
+        size = ctypes.c_size_t()
+        place = self._library.bpf_map__initial_value(self._map(map_name), ctypes.byref(size))
+        if not place or size.value < len(value):
+            raise LoadError(f"the object file has no room in {map_name}")
+        ctypes.memmove(place, value, len(value))
+
     def load(self) -> None:
         """Into the kernel. Raises LoadError with what the verifier said; failed_program() helps."""
         self._check("the kernel refused the object", self._library.bpf_object__load, self._object)

@@ -100,7 +100,7 @@ def test_a_snapshot_is_what_proc_shows(owners: CoreOwners, inside: Namespace) ->
 
 
 def test_a_full_ring_is_counted(inside: Namespace) -> None:
-    owners = CoreOwners.open(ring_bytes=4096)
+    owners = CoreOwners.open(ring_bytes=4096, netns=inside.inode)
     sender, sink = udp(), udp(bound="0.0.0.0")
     try:
         port = sink.getsockname()[1]
@@ -204,3 +204,53 @@ def test_it_is_small() -> None:
     )
     peak_kb = int(subprocess.check_output([sys.executable, "-c", code], text=True, cwd=TOP))
     assert peak_kb < 40_000
+
+
+SENDER = """
+import socket, subprocess
+subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
+socket.socket(type=socket.SOCK_DGRAM).sendto(b"x", ("127.0.0.1", 9))
+"""
+
+
+def test_of_one_namespace_alone(inside: Namespace) -> None:
+    owners = CoreOwners.open(netns=inside.inode)
+    try:
+        subprocess.run(["unshare", "--net", sys.executable, "-c", SENDER], check=True, timeout=60)
+        with udp() as sender:
+            sender.sendto(b"x", ("127.0.0.1", 9))
+            number = inode(sender)
+        told = owners.read()
+        assert {event.netns for event in told} == {inside.inode}
+        assert [event.kind for event in told if event.inode == number] == [SEND, CLOSE]
+        assert {each.pid for each in owners.read_processes()} == {os.getpid()}
+    finally:
+        owners.close()
+
+
+def test_the_hook_for_what_waits_comes_when_it_is_needed(inside: Namespace) -> None:
+    owners = CoreOwners.open(netns=inside.inode)
+    if "skb_consume_udp" in owners.hooks:  # which sees the datagram itself
+        assert "cgroup_skb ingress" not in owners.feature().reason
+        owners.close()
+        return
+    receiver, one, other = udp(bound="127.0.0.1"), udp(), udp()
+    try:
+        for sender in (one, other):
+            sender.sendto(b"x", receiver.getsockname())
+        assert "cgroup_skb ingress" not in owners.hooks
+        receiver.recv(1)
+        told = [event for event in owners.read() if event.kind is RECEIVE]
+        assert [event.remote_address for event in told] == [b""]
+        assert "cgroup_skb ingress" in owners.hooks
+        # One lies there still, from before: whose it is, nobody has noted.
+        one.sendto(b"x", receiver.getsockname())
+        assert [receiver.recv(1) for _ in range(2)] == [b"x"] * 2
+        assert [event for event in owners.read() if event.kind is RECEIVE] == []
+        other.sendto(b"x", receiver.getsockname())
+        receiver.recv(1)
+        (received,) = [event for event in owners.read() if event.kind is RECEIVE]
+        assert received.remote_port == other.getsockname()[1]
+    finally:
+        owners.close()
+        close(receiver, one, other)

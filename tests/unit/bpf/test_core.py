@@ -13,7 +13,8 @@ from typing import ClassVar
 import pytest
 
 from procnet.bpf import cgroup, core, core_host, layout, libbpf
-from procnet.bpf.core import CoreOwners, check_contract, choose, probe
+from procnet.bpf.core import CoreOwners, check_contract, probe
+from procnet.bpf.core_hooks import QUESTIONS, choose
 from procnet.bpf.core_host import OBJECT
 from procnet.bpf.host import Host
 from procnet.bpf.snapshot import OPEN_SOCKET, decode_snapshot
@@ -60,6 +61,9 @@ class FakeObject:
 
     def choose(self, programs: frozenset[str]) -> None:
         self.loaded = programs
+
+    def set_constant(self, name: str, value: bytes) -> None:
+        assert (name, value) == (".rodata.netns", bytes(4))
 
     def load(self) -> None:
         for name in sorted(self.loaded & self.refuses_to_load):
@@ -416,7 +420,7 @@ def test_the_object_has_the_programs_and_the_contract(built: Path) -> None:
 
 
 def every_hook() -> list[core.Hook]:
-    return [hook for answers in core._QUESTIONS.values() for hooks in answers for hook in hooks]
+    return [hook for answers in QUESTIONS.values() for hooks in answers for hook in hooks]
 
 
 def test_the_package_has_it_where_it_is_looked_for() -> None:
