@@ -47,6 +47,7 @@ class Claim:
         "presumed",
         "sure_from_ns",
         "sure_to_ns",
+        "takes",
         "users",
     )
 
@@ -74,6 +75,8 @@ class Claim:
         self.kernel = False
         # Frames without a socket of that five-tuple: nothing is received by it.
         self.injects = False
+        # Of an endpoint: whoever takes what comes in there is told, and is among the users.
+        self.takes = False
         # Accepted, but not used yet: whoever uses it first is the owner from the beginning. The
         # kernel tells the acceptor's own first use too.
         self.presumed = False

@@ -160,20 +160,25 @@ class OwnerTable:
 
     def _use_endpoint(self, key: FlowKey, event: OwnerEvent) -> None:
         """A socket that is not connected: its user may have used it for other remotes too."""
-        begin_ns = ALWAYS_NS if event.kind is EventKind.RECEIVE else event.time_ns
+        takes = event.kind is EventKind.RECEIVE
+        begin_ns = ALWAYS_NS if takes else event.time_ns
         holders: frozenset[ProcessId] = frozenset()
         for claim in [claim for claim in self.claims(key) if claim.inode == event.inode]:
             if claim.evidence is Evidence.KERNEL_EVENT:
                 if claim.is_open:
                     claim.users |= {event.process}
+                    claim.takes = claim.takes or takes
                     return
             elif claim.is_open:
-                # Others who hold it may still read what is for other remotes.
+                # Others who hold it may still read what is for other remotes; but where it is told
+                # who takes without a word of the remote end, they would be told as well.
                 begin_ns = min(begin_ns, claim.begin_ns)
-                holders |= claim.users
+                holders |= frozenset() if takes else claim.users
                 self._drop(key, claim)
         begin_ns = max(begin_ns, self._floor_ns(key, event))
-        self._add_event_claim(key, event, begin_ns).users |= holders
+        claim = self._add_event_claim(key, event, begin_ns)
+        claim.users |= holders
+        claim.takes = takes
 
     def _floor_ns(self, key: FlowKey, event: OwnerEvent) -> int:
         """Before it, the socket was not there: the look before it was first heard of."""
@@ -266,7 +271,7 @@ class OwnerTable:
                     told = claim.evidence is Evidence.KERNEL_EVENT
                     if not told or claim.inode != inode or claim.sure_from_ns > scan.started_ns:
                         continue
-                    if not claim.users & holders:
+                    if not claim.users & holders and not claim.presumed:
                         claim.close(scan.started_ns)
         self._holders = dict(scan.holders)
         first_ns = self._first_ns
@@ -292,7 +297,11 @@ class OwnerTable:
                 # An event beats a look. It shows a socket that is still there, and who else might
                 # read from it where its remotes are many.
                 # After a loss of events, that is so for every socket.
-                if not key.remote_address or known.sure_to_ns < FOREVER_NS:
+                if known.presumed:
+                    # Accepted and not used yet: it is for one of those who have it now.
+                    known.users = holders
+                many = not key.remote_address and not known.takes
+                if many or known.sure_to_ns < FOREVER_NS:
                     known.users |= holders
                 known.sure_to_ns = max(known.sure_to_ns, scan.started_ns)
                 return None

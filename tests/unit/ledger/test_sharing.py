@@ -5,6 +5,7 @@ from procnet.model import TCP, UDP, EventKind, OwnerEvent, ProcessId, Reason
 from tests.unit.ledger.world import (
     ALICE,
     BOB,
+    HERE,
     MS,
     World,
     connected,
@@ -185,3 +186,42 @@ def test_a_socket_that_another_holds_too_after_a_loss_is_not_its_last_users() ->
     world.look(100, (connected(SERVER), {ALICE, BOB}))
     world.settle(110, final=True)
     assert Reason.AMBIGUOUS in world.verdicts()
+
+
+def test_who_takes_without_a_word_of_the_peer_takes_it_all_unless_another_is_told() -> None:
+    unconnected = flow(remote="", rport=0)
+    for takers, expected in (((ALICE,), ALICE), ((ALICE, BOB), Reason.AMBIGUOUS)):
+        world = World()
+        world.look(0, (udp_socket(local=HERE), {ALICE, BOB}))
+        world.packets(5, sent=False, number=7)
+        for taker in takers:
+            world.event(6, taker, EventKind.RECEIVE, unconnected)
+        world.look(10, (udp_socket(local=HERE), {ALICE, BOB}))
+        world.look(20, (udp_socket(local=HERE), {ALICE, BOB}))
+        world.settle(30, final=True)
+        assert world.verdicts() == {expected: (7, 101)}
+
+
+def test_an_accepted_connection_is_for_one_of_those_who_have_it_until_one_uses_it() -> None:
+    accepted = connected(SERVER, 8009)
+    for users, expected in (((), BOB), ((BOB,), BOB)):
+        world = World()
+        world.event(1, ALICE, EventKind.ACCEPT, SERVER, inode=8009)
+        world.packets(1.2, SERVER, sent=False, number=7)
+        world.look(10, (accepted, {ALICE, BOB}))
+        for at_ms in (20, 30, 40):
+            world.look(at_ms, (accepted, {BOB}))  # the acceptor has let go of it
+        for user in users:
+            world.event(50, user, EventKind.RECEIVE, SERVER, inode=8009)
+        world.settle(60, final=True)
+        assert world.verdicts() == {expected: (7, 101)}
+
+
+def test_what_lies_in_a_connection_that_two_have_and_none_has_used_is_anybodys() -> None:
+    world = World()
+    world.event(1, ALICE, EventKind.ACCEPT, SERVER, inode=8009)
+    world.packets(1.2, SERVER, sent=False, number=7)
+    for at_ms in (10, 20, 30):
+        world.look(at_ms, (connected(SERVER, 8009), {ALICE, BOB}))
+    world.settle(60, final=True)
+    assert world.verdicts() == {Reason.AMBIGUOUS: (7, 101)}
