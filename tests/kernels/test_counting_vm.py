@@ -15,4 +15,4 @@ SUITE = {"tests/privileged/test_kernel_counting.py": 28}
 @pytest.mark.vm
 @pytest.mark.parametrize("version", KERNELS)
 def test_the_native_suite_passes(version: str, tmp_path: Path) -> None:
-    run_suites(*KERNELS[version], SUITE, tmp_path)
+    run_suites(*KERNELS[version], SUITE, tmp_path, {})
