@@ -544,15 +544,27 @@ static inline bool read_addresses(struct procnet_tuple *to, unsigned char *netwo
 	return true;
 }
 
-/* The taker of a datagram, with the tuple that the datagram has. */
-int on_skb_consume_udp(struct pt_regs *ctx, struct sock *sk, struct sk_buff *skb)
+/* While the queue keeps a packet, what recvmsg() holds is a second reference (MSG_PEEK). */
+static inline bool is_queued(struct sk_buff *skb)
+{
+	refcount_t references = {};
+
+	GET(references, &skb->users);
+	return references.refs.counter > 1;
+}
+
+/*
+ * The taker of a datagram, with the tuple that the datagram has. Who only peeks has the negative of
+ * its length (627d2d6b5500); of an empty one the references tell, unless another takes it meanwhile.
+ */
+int on_skb_consume_udp(struct pt_regs *ctx, struct sock *sk, struct sk_buff *skb, int length)
 {
 	struct procnet_sock sock = {};
 	struct procnet_tuple tuple = {};
 	struct procnet_headers headers;
 	struct udphdr udp = {};
 
-	if (!read_sock(&sock, sk))
+	if (length < 0 || (!length && is_queued(skb)) || !read_sock(&sock, sk))
 		return 0;
 	read_headers(&headers, skb);
 	if (!read_addresses(&tuple, headers.network))
@@ -575,7 +587,7 @@ int on_skb_free_datagram(struct pt_regs *ctx, struct sock *sk, struct sk_buff *s
 	struct procnet_tuple tuple = {};
 	struct procnet_headers headers;
 
-	if (!read_sock(&sock, sk) || (sock.type != SOCK_RAW && !is_ping(&sock)))
+	if (is_queued(skb) || !read_sock(&sock, sk) || (sock.type != SOCK_RAW && !is_ping(&sock)))
 		return 0;
 	read_headers(&headers, skb);
 	if (!read_addresses(&tuple, headers.network))

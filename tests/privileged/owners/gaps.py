@@ -41,8 +41,6 @@ GAPS: dict[str, dict[str, Gap]] = {
         "ICMP id of a raw socket": Gap(Instead.NO_PORTS, "A raw socket has no ports"),
         "injected frame": Gap(Instead.NOTHING, "SCTP, AF_PACKET, AF_XDP: no hook"),
         "header of one's own": Gap(Instead.NO_PORTS, "the protocol is in the data"),
-        "peek": Gap(Instead.PEEKER, "with `MSG_PEEK` counts as taking"),
-        "peek with address": Gap(Instead.PEEKER, "with `MSG_PEEK` counts as taking"),
     },
     "CO-RE without security_sock_graft": {
         "accept without address": Gap(Instead.LATE, "told when the connection closes"),

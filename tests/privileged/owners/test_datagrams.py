@@ -142,14 +142,15 @@ def test_a_connected_socket_that_only_receives(witness: Witness) -> None:
     close(one, other)
 
 
-@pytest.mark.parametrize("case", ["peek", "peek with address"])
-def test_a_peek_takes_nothing(witness: Witness, case: str) -> None:
+@pytest.mark.parametrize("data", [b"x", b""], ids=["a byte", "empty"])
+@pytest.mark.parametrize("address", [False, True], ids=["no address", "address"])
+def test_a_peek_takes_nothing(witness: Witness, address: bool, data: bytes) -> None:
     receiver, sender = udp(bound="127.0.0.1"), udp()
-    sender.sendto(b"x", receiver.getsockname())
-    peek = receiver.recvfrom if case == "peek with address" else receiver.recv
+    sender.sendto(data, receiver.getsockname())
+    peek = receiver.recvfrom if address else receiver.recv
     _, peeker = run(lambda: len(peek(10, socket.MSG_PEEK)), b"peeker")
     _, taker = run(lambda: len(receiver.recvfrom(10)[0]), b"taker")
-    told = [peeker] if witness.gap(case) is Instead.PEEKER else []
+    told = [peeker] if address and witness.gap("peek with address") is Instead.PEEKER else []
     events = witness.of(receiver)
     assert [(event.kind, who_told(event)) for event in events] == [
         (RECEIVE, each) for each in (*told, taker)
