@@ -23,7 +23,6 @@ class Instead(Enum):
     NO_PEER = "the right process, without the other end"
     WILDCARD = "the right process, with a wildcard for its own address"
     NO_PORTS = "the right process, without the id or the ports that are in the data"
-    PEEKER = "who looked at the data and left it there, until it is taken"
 
 
 class Gap(NamedTuple):
