@@ -265,8 +265,8 @@ class SocketScan(NamedTuple):
     vanished_processes: int
     denied_processes: int
     forked: frozenset[ProcessId] = frozenset()
-    """Holders of which a child has ended since the look before: it may have used what it inherited,
-    and no look has shown it."""
+    """Holders of which a child, or another child of their parent, has ended since the look before:
+    it may have used what they share, or a socket on the same port, and no look has shown it."""
     evidence: Evidence = Evidence.SOCKET_SCAN
 
 

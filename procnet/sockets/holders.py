@@ -27,6 +27,7 @@ from procnet.sockets.pids import (
 
 # sockfs_dname, net/socket.c; bounded digits, because int() of a very long number raises ValueError.
 _SOCKET_LINK = re.compile(r"\0socket:\[([0-9]{1,20})\](?=\0)")
+_INIT = 1
 _NOBODY: frozenset[ProcessId] = frozenset()
 
 
@@ -65,6 +66,7 @@ class HolderMap:
         # Page faults of the children that were waited for, and parents of those that were not yet.
         self._children_faults: dict[ProcessId, int] = {}
         self._zombies: dict[ProcessId, int] = {}
+        self._parents: dict[ProcessId, int] = {}
         self._forked_pids: set[int] = set()
         self.denied_pids: frozenset[str] = frozenset()
         """Processes whose descriptors we may not read, at the last walk."""
@@ -91,10 +93,15 @@ class HolderMap:
         return found
 
     def forked(self, holders: Iterable[frozenset[ProcessId]]) -> frozenset[ProcessId]:
-        """Those of the holders of the last answer that had a child which has ended since the one
-        before: it may have used their sockets, and nobody has seen it do so."""
+        """Those of the holders of the last answer of whom a child, or another child of their
+        parent, has ended since the one before: it may have used their sockets, or one on the same
+        port, and nobody has seen it do so."""
         distinct = frozenset[ProcessId]().union(*set(holders))
-        return frozenset(process for process in distinct if process.pid in self._forked_pids)
+        return frozenset(
+            process
+            for process in distinct
+            if process.pid in self._forked_pids or self._parents.get(process) in self._forked_pids
+        )
 
     def _is_alive(self, process: ProcessId) -> bool:
         stat = stat_of(self._root, process)
@@ -103,6 +110,9 @@ class HolderMap:
         return stat is not None
 
     def _note_children(self, process: ProcessId, stat: Stat) -> None:
+        # Init takes everybody's orphans: whose child has ended there says nothing.
+        if stat.parent_pid != _INIT:
+            self._parents[process] = stat.parent_pid
         if self._children_faults.get(process, 0) != stat.children_faults:
             self._forked_pids.add(process.pid)
             self._children_faults[process] = stat.children_faults
@@ -138,7 +148,7 @@ class HolderMap:
             self._ownerless.clear()
             self._ownerless_since = started
         self._walked_pids = frozenset(list_pids(self._root))
-        for known in (self._children_faults, self._zombies):
+        for known in (self._children_faults, self._zombies, self._parents):
             for process in [each for each in known if str(each.pid) not in self._walked_pids]:
                 del known[process]
         self._holders, self.denied_pids = self._read(self._walked_pids)
