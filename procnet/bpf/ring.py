@@ -1,7 +1,8 @@
 """Reads a BPF ring buffer, and a counter beside it, through their memory: no library, no copy in
 between. The format is that of include/uapi/linux/bpf.h and kernel/bpf/ringbuf.c (5.8,
-457f44363a88): a page with the consumer's position, one with the producer's, then the data, mapped
-twice in a row so that a record never wraps.
+457f44363a88): a page with the consumer's position, one with the producer's, then the data. The
+kernel has the data twice in a row, so that a record never wraps; we map it once, for each page of a
+mapping counts as memory of the process.
 """
 
 from __future__ import annotations
@@ -49,9 +50,8 @@ class Ring:
         )
         try:
             self._producer = mmap.mmap(
-                descriptor, page + 2 * self._data_bytes, mmap.MAP_SHARED, mmap.PROT_READ,
-                offset=page,
-            )  # fmt: skip
+                descriptor, page + self._data_bytes, mmap.MAP_SHARED, mmap.PROT_READ, offset=page
+            )
         except BaseException:
             self._consumer.close()
             raise
@@ -65,7 +65,7 @@ class Ring:
         _fence()
         places = self._complete(end)
         _fence()
-        records = [self._producer[start : start + length] for start, length in places]
+        records = [self._bytes_at(*place) for place in places]
         _fence()
         _POSITION.pack_into(self._consumer, 0, self._position)
         return records
@@ -84,6 +84,13 @@ class Ring:
                 places.append((start + _HEADER_BYTES, length))
             self._position += (_HEADER_BYTES + length + 7) // 8 * 8
         return places
+
+    def _bytes_at(self, start: int, length: int) -> bytes:
+        memory = self._producer
+        over = start + length - len(memory)
+        if over <= 0:
+            return memory[start : start + length]
+        return memory[start:] + memory[mmap.PAGESIZE : mmap.PAGESIZE + over]
 
     def close(self) -> None:
         """Unmap. Once."""
