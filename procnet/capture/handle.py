@@ -320,8 +320,7 @@ class FileHandle(_Handle):
 
 
 def probe() -> Feature:
-    """Whether this process may capture here, tried by opening what libpcap will open; by which
-    version of what."""
+    """Whether this process may capture here, by asking the kernel; by which version of what."""
     found = promise()
     if found.support is not Support.YES:
         return found
@@ -336,20 +335,30 @@ def promise() -> Feature:
     except UnsupportedError as error:
         return features.no(name, str(error), _MODULE_REMEDY)
     try:
-        socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0).close()
+        _ask_for_packets()
     except PermissionError:
         return features.no(name, "a packet socket needs CAP_NET_RAW", _ACCESS_REMEDY)
     except OSError as error:
         if error.errno in (errno.EAFNOSUPPORT, errno.EPROTONOSUPPORT):
             return features.no(name, f"the kernel has no packet sockets: {error.strerror}")
         return features.unknown(name, f"a packet socket could not be opened: {error.strerror}")
-    return features.yes(name, "a packet socket could be opened")
+    return features.yes(name, "packet sockets may be opened")
+
+
+def _ask_for_packets() -> None:
+    """Raises OSError if this process may open no packet socket."""
+    # Of a type that there is not: the kernel looks at the privilege first (packet_create,
+    # net/packet/af_packet.c), and to close one that was made waits for a grace period, 10 ms.
+    try:
+        socket.socket(socket.AF_PACKET, socket.SOCK_SEQPACKET, 0).close()
+    except OSError as error:
+        if error.errno != errno.ESOCKTNOSUPPORT:
+            raise
 
 
 def _require_access(name: str) -> None:
     try:
-        # Protocol 0: it receives nothing.
-        socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0).close()
+        _ask_for_packets()
     except PermissionError as error:
         raise AccessError(
             f"cannot capture on {name}: CAP_NET_RAW is missing; {_ACCESS_REMEDY}"
