@@ -84,14 +84,10 @@ class Watch:
     def read(self) -> list[SocketUse]:
         """What has happened since the last call, oldest first; empty once stopped."""
         source = self._started()
-        events = source.read()
+        events = source.read(self._netns)
         for process in source.read_processes():
             self._processes.remember(process)
-        return [
-            socket_use(event, self._process(event))
-            for event in events
-            if self._netns in (None, event.netns)
-        ]
+        return [socket_use(event, self._process(event)) for event in events]
 
     def _process(self, event: OwnerEvent) -> Process | None:
         if event.kernel:

@@ -74,7 +74,7 @@ class Witnesses:
             return
         read_ns = time.time_ns()
         # The hooks see every namespace; packets are captured in ours.
-        events = [event for event in self.events.read() if event.netns == self._netns]
+        events = self.events.read(self._netns)
         with self._reading:
             for process in self.events.read_processes():
                 self._processes.remember(process)

@@ -16,6 +16,8 @@ FLAG_KERNEL = 1
 _LAYOUT = struct.Struct("=H")
 
 OWNER_EVENT = struct.Struct("=HBBIQQQQIIII16s16sHHB3x16s")
+NETNS_AT = slice(4, 8)
+"""Where an event has its namespace."""
 
 
 def unpack(record: struct.Struct, raw: bytes) -> tuple[Any, ...]:

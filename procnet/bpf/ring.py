@@ -65,14 +65,20 @@ class Ring:
         _fence()
         places = self._complete(end)
         _fence()
-        records = [self._bytes_at(*place) for place in places]
+        memory, edge = self._producer, mmap.PAGESIZE + self._data_bytes
+        records = [
+            memory[start:stop]
+            if stop <= edge
+            else memory[start:] + memory[mmap.PAGESIZE : stop - self._data_bytes]
+            for start, stop in places
+        ]
         _fence()
         _POSITION.pack_into(self._consumer, 0, self._position)
         return records
 
     def _complete(self, end: int) -> list[tuple[int, int]]:
-        # Where the complete records are. A busy one ends the batch: its writer is between reserve
-        # and submit.
+        # From where to where the complete records are. A busy one ends the batch: its writer is
+        # between reserve and submit.
         places = []
         while self._position < end:
             start = mmap.PAGESIZE + self._position % self._data_bytes
@@ -81,16 +87,10 @@ class Ring:
                 break
             length = header & ~_DISCARDED
             if not header & _DISCARDED:
-                places.append((start + _HEADER_BYTES, length))
+                start += _HEADER_BYTES
+                places.append((start, start + length))
             self._position += (_HEADER_BYTES + length + 7) // 8 * 8
         return places
-
-    def _bytes_at(self, start: int, length: int) -> bytes:
-        memory = self._producer
-        over = start + length - len(memory)
-        if over <= 0:
-            return memory[start : start + length]
-        return memory[start:] + memory[mmap.PAGESIZE : mmap.PAGESIZE + over]
 
     def close(self) -> None:
         """Unmap. Once."""

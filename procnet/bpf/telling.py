@@ -62,15 +62,15 @@ class Telling:
         with self._lock:
             return -1 if self._final_loss is not None else self._descriptor
 
-    def read(self) -> list[OwnerEvent]:
+    def read(self, netns: int | None = None) -> list[OwnerEvent]:
         """What has happened since the last call, oldest first; never waits, empty when closed.
 
-        Raises LayoutError if the kernel's records are not ours.
+        ``netns``: in that namespace alone. Raises LayoutError if the kernel's records are not ours.
         """
         with self._lock:
             if self._final_loss is not None:
                 return []
-            events, unknown = decode_events(self._ring.read())
+            events, unknown = decode_events(self._ring.read(), netns)
             self._unknown_records += unknown
             return events
 

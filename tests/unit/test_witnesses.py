@@ -16,7 +16,7 @@ from tests.unit.ledger.world import ALICE, NETNS, T0, flow
 class LossyHooks:
     """One event that was read, and one that found the ring full after it."""
 
-    def read(self) -> list[OwnerEvent]:
+    def read(self, netns: int | None) -> list[OwnerEvent]:
         return [OwnerEvent(T0, EventKind.SEND, *flow(), 7001, ALICE, "a", 0, 0, False)]
 
     def read_processes(self) -> list[Process]:
@@ -29,23 +29,21 @@ class LossyHooks:
         return 3
 
 
-class ForeignHooks(LossyHooks):
-    """The same in another network namespace."""
+class AskedHooks(LossyHooks):
+    """Tells nothing, but remembers of which network namespace it was asked."""
 
-    def read(self) -> list[OwnerEvent]:
-        return [event._replace(netns=NETNS + 1) for event in super().read()]
+    asked: int | None = None
 
-    def events_lost(self) -> int:
-        return 0
+    def read(self, netns: int | None) -> list[OwnerEvent]:
+        self.asked = netns
+        return []
 
 
-def test_events_of_other_namespaces_are_not_kept() -> None:
-    ledger = Ledger()
-    witnesses = Witnesses("proc", NETNS, ledger)
-    witnesses.events = ForeignHooks()  # type: ignore[assignment]
+def test_only_events_of_the_namespace_of_the_tap_are_asked_for() -> None:
+    witnesses = Witnesses("proc", NETNS, Ledger())
+    hooks = witnesses.events = AskedHooks()  # type: ignore[assignment]
     witnesses.observe()
-    assert list(ledger.owners.claims(flow())) == []
-    assert list(ledger.owners.claims(flow()._replace(netns=NETNS + 1))) == []
+    assert hooks.asked == NETNS
 
 
 def test_an_event_is_not_believed_beyond_a_loss_in_its_own_batch() -> None:
@@ -113,5 +111,5 @@ def test_the_core_rung_looks_by_the_kernels_snapshot_and_by_proc_only_where_that
 
 def test_without_core_hooks_looking_is_by_proc() -> None:
     witnesses = Witnesses("proc", NETNS, Ledger())
-    witnesses.events = ForeignHooks()  # type: ignore[assignment]
+    witnesses.events = LossyHooks()  # type: ignore[assignment]
     assert witnesses.scan().evidence is Evidence.SOCKET_SCAN

@@ -74,6 +74,13 @@ def test_what_says_nothing_is_counted_and_the_rest_is_kept() -> None:
     assert unknown == 2
 
 
+def test_of_one_namespace_alone_if_asked() -> None:
+    records = [record(netns=netns, inode=netns) for netns in (7, 2**32 - 7, 7 << 8)]
+    for netns in (7, 2**32 - 7, 7 << 8):
+        assert [event.inode for event in decode_events(records, netns)[0]] == [netns]
+    assert decode_events(records, 8) == ([], 0)
+
+
 @pytest.mark.parametrize(
     "wrong", [record()[:-1], record() + b"\0", b"", record(layout=layout.LAYOUT + 1)]
 )
