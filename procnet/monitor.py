@@ -32,6 +32,8 @@ TICK_S = 0.1
 _HAND_OVER_S = 0.05
 _HAND_OVER_NEW_S = 0.002
 _BREATH_S = 0.002
+_CROWD_FLOWS = 8192
+"""The kernel's table of flows has room for eight times as many until it must be drained."""
 _YIELD_S = 0.001
 _HOLD_BACK_MS = 50
 _HOLD_BACK_LOOKING_MS = 2
@@ -303,7 +305,7 @@ class Monitor:
         while time.monotonic() < stop_s:
             if self._stopping.is_set():
                 stop_s = min(stop_s, time.monotonic() + _LINGER_S)
-            # What the kernel counts wakes nobody.
+            # What the kernel counts wakes nobody; it is in no hurry either, unless the table fills.
             idle_s = TICK_S if tap.counts_in_kernel else _IDLE_S
             busy = self._busy or self._stopping.is_set()
             self._guarded(tap.wait, _HAND_OVER_S if busy else idle_s)
@@ -318,13 +320,14 @@ class Monitor:
             return
         self._drained_s = time.monotonic()
         counts = tap.drain()
-        self._busy = bool(counts)
+        self._busy = len(counts) > (_CROWD_FLOWS if tap.counts_in_kernel else 0)
         if counts:
             self._handed_over.append(counts)
             self._news.set()
 
     def _own(self) -> None:
-        while not self._stopping.wait(_BREATH_S):
+        breath_s = 0 if self._tap is not None and self._tap.counts_in_kernel else _BREATH_S
+        while not self._stopping.wait(breath_s):
             self._news.wait(TICK_S)
             self._news.clear()
             self._guarded(self._tick)

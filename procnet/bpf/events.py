@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterable
 
 from procnet.bpf import layout
 from procnet.bpf.processes import comm_text
@@ -62,18 +61,18 @@ def decode_event(record: bytes, wall_offset_ns: int) -> OwnerEvent | None:
     )
 
 
-def decode_events(
-    records: Iterable[bytes], netns: int | None = None
-) -> tuple[list[OwnerEvent], int]:
+def decode_events(records: list[bytes], netns: int | None = None) -> tuple[list[OwnerEvent], int]:
     """The events of one batch, and how many records said nothing that we know.
 
     ``netns``: of that namespace alone. The hooks see all of them, and what the others do should
     cost next to nothing: their records are not decoded.
     """
-    wall_offset_ns = boot_to_wall_ns()
     if netns is not None:
         at, wanted = layout.NETNS_AT, netns.to_bytes(4, sys.byteorder)
         records = [record for record in records if record[at] == wanted]
+    if not records:
+        return [], 0
+    wall_offset_ns = boot_to_wall_ns()
     decoded = [decode_event(record, wall_offset_ns) for record in records]
     events = [event for event in decoded if event is not None]
     return events, len(decoded) - len(events)
