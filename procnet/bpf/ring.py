@@ -80,16 +80,18 @@ class Ring:
         # From where to where the complete records are. A busy one ends the batch: its writer is
         # between reserve and submit.
         places = []
-        while self._position < end:
-            start = mmap.PAGESIZE + self._position % self._data_bytes
-            header = _LENGTH.unpack_from(self._producer, start)[0]
+        memory, data_bytes, position = self._producer, self._data_bytes, self._position
+        while position < end:
+            start = mmap.PAGESIZE + position % data_bytes
+            (header,) = _LENGTH.unpack_from(memory, start)
             if header & _BUSY:
                 break
             length = header & ~_DISCARDED
-            if not header & _DISCARDED:
-                start += _HEADER_BYTES
+            start += _HEADER_BYTES
+            if length == header:
                 places.append((start, start + length))
-            self._position += (_HEADER_BYTES + length + 7) // 8 * 8
+            position += (_HEADER_BYTES + length + 7) & -8
+        self._position = position
         return places
 
     def close(self) -> None:
