@@ -228,12 +228,12 @@ class CoreOwners(Telling):
                 return None
             return self._bpf.map_descriptor("turns")
 
-    def read(self) -> list[OwnerEvent]:
+    def read(self, netns: int | None = None) -> list[OwnerEvent]:
         """What has happened since the last call, oldest first; never waits, empty when closed.
 
-        Raises LayoutError if the kernel's records are not ours.
+        ``netns``: in that namespace alone. Raises LayoutError if the kernel's records are not ours.
         """
-        events = super().read()
+        events = super().read(netns)
         if self._on_demand and any(_took_of_somebody(event) for event in events):
             self._attach_on_demand()
         return events

@@ -16,7 +16,6 @@ from __future__ import annotations
 import errno
 import itertools
 import os
-import socket
 import stat
 import threading
 from collections.abc import Callable
@@ -27,6 +26,7 @@ from procnet import features
 from procnet.capture.decode import LINK_TYPES
 from procnet.capture.interfaces import list_interfaces
 from procnet.capture.kernel_filter import keep_headers
+from procnet.capture.privilege import ask_for_packets
 from procnet.errors import AccessError, CaptureError, UnsupportedError, UsageError
 from procnet.model import Feature, Support
 
@@ -335,7 +335,7 @@ def promise() -> Feature:
     except UnsupportedError as error:
         return features.no(name, str(error), _MODULE_REMEDY)
     try:
-        _ask_for_packets()
+        ask_for_packets()
     except PermissionError:
         return features.no(name, "a packet socket needs CAP_NET_RAW", _ACCESS_REMEDY)
     except OSError as error:
@@ -345,20 +345,9 @@ def promise() -> Feature:
     return features.yes(name, "packet sockets may be opened")
 
 
-def _ask_for_packets() -> None:
-    """Raises OSError if this process may open no packet socket."""
-    # Of a type that there is not: the kernel looks at the privilege first (packet_create,
-    # net/packet/af_packet.c), and to close one that was made waits for a grace period, 10 ms.
-    try:
-        socket.socket(socket.AF_PACKET, socket.SOCK_SEQPACKET, 0).close()
-    except OSError as error:
-        if error.errno != errno.ESOCKTNOSUPPORT:
-            raise
-
-
 def _require_access(name: str) -> None:
     try:
-        _ask_for_packets()
+        ask_for_packets()
     except PermissionError as error:
         raise AccessError(
             f"cannot capture on {name}: CAP_NET_RAW is missing; {_ACCESS_REMEDY}"

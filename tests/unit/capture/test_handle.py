@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from procnet.capture import handle
+from procnet.capture import handle, privilege
 from procnet.capture.handle import FileHandle, LiveHandle
 from procnet.errors import AccessError, CaptureError, UnsupportedError, UsageError
 from procnet.model import Support
@@ -208,7 +208,7 @@ def without_privilege(monkeypatch: pytest.MonkeyPatch, error: OSError) -> None:
     def refuse(*args: object) -> socket.socket:
         raise error
 
-    monkeypatch.setattr(handle.socket, "socket", refuse)
+    monkeypatch.setattr(privilege.socket, "socket", refuse)
 
 
 def test_without_the_privilege_the_error_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
