@@ -10,8 +10,7 @@ doctor`` until it ends. Milliseconds, the least and the median of the rounds, wh
 
 Then the most memory that each command had in RAM, in MB: the kernel's figure (VmHWM), and what the
 largest of the samples taken meanwhile was made of: ``own`` is anonymous memory, ``files`` programs
-and libraries, ``capture`` the ring of packets, and ``events`` that of owner events (mapped twice in
-a row, and each page counts twice).
+and libraries, ``capture`` the ring of packets, and ``events`` those of owner events and processes.
 """
 
 from __future__ import annotations
