@@ -31,6 +31,8 @@ TICK_S = 0.1
 """How often witnesses are read and runs are settled at the least; sooner if a flow is new."""
 _HAND_OVER_S = 0.05
 _HAND_OVER_NEW_S = 0.002
+_MAX_HANDED_OVER = 4
+"""So many drains of a counting table, of 65,536 flows each, wait at most to be settled."""
 _BREATH_S = 0.002
 _CROWD_FLOWS = 8192
 """The kernel's table of flows has room for eight times as many until it must be drained."""
@@ -317,6 +319,9 @@ class Monitor:
         # A flow that is new may be over soon: whoever owns it must be looked for now.
         pause_s = _HAND_OVER_NEW_S if tap.has_new_flows else _HAND_OVER_S
         if not last and time.monotonic() - self._drained_s < pause_s:
+            return
+        # Its table has room for a flood that Python is too slow for, and a number for the rest.
+        if not last and tap.counts_in_kernel and len(self._handed_over) >= _MAX_HANDED_OVER:
             return
         self._drained_s = time.monotonic()
         counts = tap.drain()

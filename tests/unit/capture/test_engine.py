@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import time
 from collections.abc import Iterator
 
@@ -10,6 +11,7 @@ import pytest
 from procnet.capture.counter import Counter
 from procnet.capture.engine import KernelSide
 from procnet.capture.whose import Whose
+from procnet.errors import LoadError
 from procnet.model import TCP, UDP, Counted, Ends, FlowCount, FlowKey, Reason
 from procnet.testing.frames import packed, udp_frame
 
@@ -155,3 +157,31 @@ def test_rows_of_an_interface_that_nobody_named_are_not_lost(
 ) -> None:
     engine.rows = [row(OUT, index=99), row(None, index=99)]
     assert [(count.interface, count.packets) for count in side.drain()] == [("#99", 3), ("#99", 3)]
+
+
+@pytest.mark.parametrize("at_work", [True, False])
+def test_the_collector_of_garbage_is_left_as_it_was(
+    engine: FakeEngine, side: KernelSide, at_work: bool
+) -> None:
+    was_at_work = gc.isenabled()
+    seen = []
+
+    def rows() -> Iterator[Counted]:
+        seen.append(gc.isenabled())
+        yield row(OUT)
+        raise LoadError("the map cannot be read")
+
+    engine.rows = rows()  # type: ignore[assignment]
+    try:
+        if at_work:
+            gc.enable()
+        else:
+            gc.disable()
+        with pytest.raises(LoadError):
+            side.drain()
+        after = gc.isenabled()
+    finally:
+        if was_at_work:
+            gc.enable()
+    assert seen == [False]
+    assert after is at_work

@@ -1,0 +1,140 @@
+"""Floods of flows that are all new: every packet is in the totals, and memory stays bounded."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.privileged import flooding
+from tests.privileged.flooding import DATAGRAM_BYTES, SYN_BYTES, Flood
+from tests.privileged.namespace import Namespace, wait_until
+from tests.privileged.reporting import Reporter, process_payload
+
+pytestmark = pytest.mark.privileged
+
+FLOOD = int(os.environ.get("PROCNET_FLOOD", "199999"))
+"""How many tuples, of which the tables hold only a part. A million takes a minute."""
+ROUND = 50_021
+"""A counting table has room for these."""
+FILLED_AFTER, ROUNDS = 8, 11
+"""Rounds after which every table that is bounded is full, and has had its last new size."""
+CHURN_S = 8
+MAC, TARGET = "02:00:00:00:00:01", "10.9.0.1"
+
+
+@pytest.fixture(scope="module")
+def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return flooding.build(tmp_path_factory.mktemp("flood"))
+
+
+@pytest.fixture
+def silent() -> Iterator[Namespace]:
+    """A namespace with a cable from far to near, in which nobody answers."""
+    with Namespace("flood") as made:
+        made.run(["nft", "-f", "-"], stdin=flooding.SILENCE)
+        made.run(["ip", "link", "add", "near", "address", MAC, "type", "veth", "peer", "far"])
+        for device in ("near", "far"):
+            made.run(["ip", "link", "set", device, "addrgenmode", "none"])
+            quiet = ["multicast", "off", "arp", "off"]
+            made.run(["ip", "link", "set", device, *quiet, "up"])
+        made.run(["ip", "address", "add", f"{TARGET}/24", "dev", "near"])
+        yield made
+
+
+def packets(report: dict[str, Any], reason: str, side: str) -> int:
+    both = report["unattributed"]["reasons"].get(reason)
+    return both[side]["packets"] if both else 0
+
+
+def assert_says_what_it_let_go(report: dict[str, Any], side: str, sent: int) -> None:
+    """Each flow is one packet, so rows, evicted rows and evicted packets are all that was sent."""
+    loss = report["loss"]
+    rows = sum(row[side]["packets"] for row in report["flows"])
+    assert loss["capture_dropped_packets"] == loss["failures"] == 0
+    assert loss["evicted_flows"] > 0
+    without_row = sent - rows
+    assert packets(report, "EVICTED", side) - loss["evicted_runs"] <= without_row
+    assert without_row <= packets(report, "EVICTED", side) + loss["evicted_flows"]
+
+
+def test_a_scan_from_outside_is_counted_to_the_packet(silent: Namespace, program: Path) -> None:
+    reporter = Reporter(silent, "--counting", "kernel", "--interface", "near")
+    with Flood(silent, program, "syn", "far", MAC, TARGET, str(FLOOD)) as flood:
+        sent, wire_bytes = flood.round()
+    report = reporter.finish()
+    assert (sent, wire_bytes) == (FLOOD, FLOOD * SYN_BYTES)
+    assert report["totals"]["received"] == {
+        "packets": sent, "wire_bytes": wire_bytes, "payload_bytes": 0
+    }  # fmt: skip
+    assert report["totals"]["sent"]["packets"] == 0
+    assert report["processes"] == []
+    assert_says_what_it_let_go(report, "received", sent)
+
+
+def test_a_spray_over_loopback_is_counted_at_both_ends(silent: Namespace, program: Path) -> None:
+    reporter = Reporter(silent, "--counting", "kernel", "--interface", "lo")
+    with Flood(silent, program, "udp", str(FLOOD)) as flood:
+        sent, wire_bytes = flood.round()
+    report = reporter.finish()
+    assert (sent, wire_bytes) == (FLOOD, FLOOD * DATAGRAM_BYTES)
+    for side in ("sent", "received"):
+        assert report["totals"][side] == {
+            "packets": sent, "wire_bytes": wire_bytes, "payload_bytes": wire_bytes - 28 * sent
+        }  # fmt: skip
+        assert_says_what_it_let_go(report, side, sent)
+    # Events were lost by the ten thousand, and yet nobody is named who did not send.
+    assert {row["pid"] for row in report["processes"]} <= {flood.pid}
+
+
+def test_memory_stays_where_it_is_when_the_tables_are_full(
+    silent: Namespace, program: Path
+) -> None:
+    reporter = Reporter(silent, "--counting", "kernel", "--interface", "near")
+    rss_bytes = []
+    with Flood(silent, program, "syn", "far", MAC, TARGET, str(ROUND)) as flood:
+        for _ in range(ROUNDS):
+            sent, _ = flood.round()
+            wait_until_it_rests(reporter.pid)
+            rss_bytes.append(flooding.rss_bytes(reporter.pid))
+    report = reporter.finish()
+    assert report["totals"]["received"]["packets"] == sent == ROUNDS * ROUND
+    assert rss_bytes[-1] <= 1.1 * rss_bytes[FILLED_AFTER - 1], rss_bytes
+
+
+def wait_until_it_rests(pid: int) -> None:
+    """Until a process has had nothing to do for a while."""
+    before_s = [-1.0]
+
+    def rests() -> bool:
+        spent_s = flooding.cpu_s(pid)
+        resting = spent_s - before_s[0] < 0.05
+        before_s[0] = spent_s
+        if not resting:
+            time.sleep(0.3)
+        return resting
+
+    wait_until(rests, "the end of a round's work")
+
+
+@pytest.mark.parametrize("rate", [200, 1700])
+def test_every_byte_of_flows_that_come_and_go(rate: int, program: Path) -> None:
+    with Namespace("churn") as namespace:
+        namespace.run(["nft", "-f", "-"], stdin=flooding.DEAF_TO_DATAGRAMS)
+        reporter = Reporter(namespace, "--counting", "kernel", "--interface", "lo")
+        with Flood(namespace, program, "churn", str(CHURN_S), str(rate)) as flood:
+            flows, datagrams, wire_bytes, tcp_bytes, received, server = flood.round()
+        report = reporter.finish()
+    assert flows == rate * CHURN_S
+    assert received == tcp_bytes
+    assert process_payload(report, flood.pid) == (tcp_bytes + wire_bytes - 28 * datagrams, 0)
+    assert process_payload(report, server) == (0, received)
+    # Nobody took the datagrams.
+    assert set(report["unattributed"]["reasons"]) == {"NO_SOCKET"}
+    assert packets(report, "NO_SOCKET", "received") == datagrams
+    assert packets(report, "NO_SOCKET", "sent") == 0
+    assert not any(report["loss"].values()), report["loss"]
