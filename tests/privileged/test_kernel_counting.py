@@ -637,12 +637,12 @@ s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
 receiver = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
 receiver.bind(("127.0.0.1", 0))
 s.connect(receiver.getsockname())
-for turn in range(20):
+for turn in range(200):
     pid = os.fork()
     if pid == 0:
-        for _ in range(10 + turn):
+        for _ in range(1 + turn % 23):
             s.send(bytes(100))
-        print(os.getpid(), 10 + turn, flush=True)
+        print(os.getpid(), 1 + turn % 23, flush=True)
         os._exit(0)
     os.waitpid(pid, 0)
 """
@@ -661,5 +661,5 @@ def count_heirs(counting: str) -> tuple[dict[int, int], dict[int, int]]:
 @pytest.mark.parametrize("counting", ["kernel", "python"])
 def test_a_tuple_that_changes_hands_is_counted_apart(loopback: Namespace, counting: str) -> None:
     sent, reported = loopback.call(count_heirs, counting)
-    assert len(sent) == 20
+    assert len(sent) == 200
     assert {pid: reported.get(pid) for pid in sent} == sent

@@ -268,9 +268,11 @@ def passed_socket() -> Truth:
 def port_handover() -> Truth:
     """Two processes use one UDP port in turns of a few milliseconds, with new sockets each time."""
     sink = udp_socket()
+    # It is read at the end.
+    sink.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 20)
     with udp_socket() as chosen:
         port = chosen.getsockname()[1]
-    turns = 23
+    turns = 101
 
     def turn(size: int, mine: int, theirs: int) -> Truth:
         for _ in range(turns):
