@@ -31,8 +31,7 @@ TICK_S = 0.1
 """How often witnesses are read and runs are settled at the least; sooner if a flow is new."""
 _HAND_OVER_S = 0.05
 _HAND_OVER_NEW_S = 0.002
-_MAX_HANDED_OVER = 4
-"""So many drains of a counting table, of 65,536 flows each, wait at most to be settled."""
+_MAX_HANDED_OVER = 4  # drains; more stays in the kernel, which counts what it has no room for
 _BREATH_S = 0.002
 _CROWD_FLOWS = 8192
 """The kernel's table of flows has room for eight times as many until it must be drained."""
@@ -318,10 +317,8 @@ class Monitor:
     def _hand_over(self, tap: Tap, *, last: bool = False) -> None:
         # A flow that is new may be over soon: whoever owns it must be looked for now.
         pause_s = _HAND_OVER_NEW_S if tap.has_new_flows else _HAND_OVER_S
-        if not last and time.monotonic() - self._drained_s < pause_s:
-            return
-        # Its table has room for a flood that Python is too slow for, and a number for the rest.
-        if not last and tap.counts_in_kernel and len(self._handed_over) >= _MAX_HANDED_OVER:
+        full = tap.counts_in_kernel and len(self._handed_over) >= _MAX_HANDED_OVER
+        if not last and (full or time.monotonic() - self._drained_s < pause_s):
             return
         self._drained_s = time.monotonic()
         counts = tap.drain()

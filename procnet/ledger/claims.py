@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from procnet.model import TCP, Evidence, FlowCount, FlowKey, ProcessId
 
 ALWAYS_NS = -(1 << 62)
@@ -126,4 +128,27 @@ def somebody(key: FlowKey, inode: int, begin_ns: int, end_ns: int) -> Claim:
         has_remote=bool(key.remote_address),
     )  # fmt: skip
     claim.end_ns = end_ns
+    return claim
+
+
+def blurred(claims: Sequence[Claim], lost_ns: int) -> Claim:
+    """One closed claim in the place of several, oldest first: any of their users, at any time.
+
+    Who else had a turn before ``lost_ns``, when events were lost last, nobody knows.
+    """
+    last = claims[-1]
+    claim = Claim(
+        frozenset().union(*(claim.users for claim in claims)),
+        max((claim.evidence for claim in claims), key=lambda evidence: evidence.rank),
+        last.inode,
+        begin_ns=min(claim.begin_ns for claim in claims),
+        sure_from_ns=max(
+            min(claim.sure_from_ns for claim in claims), min(lost_ns, last.sure_from_ns)
+        ),
+        sure_to_ns=max(claim.sure_to_ns for claim in claims),
+        has_remote=last.has_remote,
+    )
+    claim.end_ns = max(claim.end_ns for claim in claims)
+    claim.kernel = all(claim.kernel for claim in claims)
+    claim.injects = last.injects
     return claim

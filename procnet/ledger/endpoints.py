@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from itertools import islice
 
-from procnet.ledger.claims import FOREVER_NS, Claim
+from procnet.ledger.claims import FOREVER_NS, Claim, grace_ns
 from procnet.ledger.keys import Port
-from procnet.model import FlowKey
+from procnet.model import TCP, UDP, FlowKey
+
+MAX_CLAIMS = 256
+"""Claims of one endpoint. Who take turns on a socket make a claim with each turn, and each is kept
+as long as late packets may ask for it."""
 
 
 class Endpoints(dict[FlowKey, list[Claim]]):
@@ -42,6 +46,32 @@ class Endpoints(dict[FlowKey, list[Claim]]):
         else:
             del self._ports[port]
         return kept
+
+    def late(self, now_ns: int) -> list[tuple[FlowKey, list[Claim]]]:
+        """Claims that ended so long ago that they answer for no packet any more, by endpoint."""
+        tcp_ns, other_ns = (now_ns - 2 * grace_ns(protocol) for protocol in (TCP, UDP))
+        found = []
+        for key, claims in self.items():
+            before_ns = tcp_ns if key.protocol == TCP else other_ns
+            # Most endpoints have one claim, and there are a hundred thousand.
+            if claims[0].end_ns < before_ns or len(claims) > 1:
+                old = [claim for claim in claims if claim.end_ns < before_ns]
+                if old:
+                    found.append((key, old))
+        return found
+
+    def surplus(self, key: FlowKey) -> list[Claim]:
+        """Closed claims of an endpoint that has too many, oldest first: all but the newest half.
+
+        They are of one kind, and none or at least two.
+        """
+        claims = self[key]
+        if len(claims) <= MAX_CLAIMS:
+            return []
+        closed = [claim for claim in claims if not claim.is_open]
+        injects = closed[0].injects if closed else False
+        found = [claim for claim in closed[: -MAX_CLAIMS // 2] if claim.injects is injects]
+        return found if len(found) > 1 else []
 
     def oldest(self, number: int) -> list[FlowKey]:
         """The endpoints to do without: closed ones first, then those that were claimed first."""

@@ -15,7 +15,7 @@ from procnet.ledger.claims import (
     CLOCK_SLACK_NS,
     FOREVER_NS,
     Claim,
-    grace_ns,
+    blurred,
     shifted,
     somebody,
 )
@@ -203,6 +203,7 @@ class OwnerTable:
         self._claims.at(key).append(claim)
         self._believed.append(claim)
         self._remember(key, claim)
+        self._blur(self._claims, key)
         return claim
 
     def _close_socket(self, event: OwnerEvent) -> None:
@@ -329,6 +330,7 @@ class OwnerTable:
         )
         claims.append(claim)
         self._remember(key, claim)
+        self._blur(table, key)
         return claim
 
     # --- the clock, and room ---
@@ -348,12 +350,8 @@ class OwnerTable:
     def forget(self, now_ns: int) -> None:
         """Lets go of what can answer for no packet any more, and of what is too much."""
         for table in (self._claims, self._listeners):
-            late = [k for k, old in table.items() if old[0].end_ns < now_ns or len(old) > 1]
-            for key in late:
-                before_ns = now_ns - 2 * grace_ns(key.protocol)
-                old = [claim for claim in table[key] if claim.end_ns < before_ns]
-                if old:
-                    self._let_go(table, key, old)
+            for key, old in table.late(now_ns):
+                self._let_go(table, key, old)
         for key in [key for key, until_ns in self._contested.items() if until_ns < now_ns]:
             del self._contested[key]
         for key in self._claims.oldest(len(self._claims) - self._max_endpoints):
@@ -365,6 +363,15 @@ class OwnerTable:
         crowd = max(0, len(self._first_ns) - 2 * self._max_endpoints)
         for inode in list(islice(self._first_ns, crowd)):
             del self._first_ns[inode]
+
+    def _blur(self, table: Endpoints, key: FlowKey) -> None:
+        """What many turns left on one endpoint becomes one claim, of whoever had a turn."""
+        surplus = table.surplus(key)
+        if surplus:
+            claim = blurred(surplus, self._lost_ns[1])
+            self._let_go(table, key, surplus)
+            table.at(key).insert(0, claim)
+            self._remember(key, claim)
 
     def _let_go(self, table: Endpoints, key: FlowKey, claims: list[Claim]) -> None:
         kept = table.remove(key, claims)

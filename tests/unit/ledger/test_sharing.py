@@ -1,12 +1,15 @@
 """Sockets that share an endpoint, and processes that share a socket: nobody is named by guess."""
 
+from procnet.ledger.endpoints import MAX_CLAIMS
 from procnet.ledger.owners import OwnerTable
 from procnet.model import TCP, UDP, EventKind, OwnerEvent, ProcessId, Reason
 from tests.unit.ledger.world import (
     ALICE,
     BOB,
+    CAROL,
     HERE,
     MS,
+    T0,
     World,
     connected,
     flow,
@@ -225,3 +228,58 @@ def test_what_lies_in_a_connection_that_two_have_and_none_has_used_is_anybodys()
         world.look(at_ms, (connected(SERVER, 8009), {ALICE, BOB}))
     world.settle(60, final=True)
     assert world.verdicts() == {Reason.AMBIGUOUS: (7, 101)}
+
+
+def claims_after_turns(number: int, *, protocol: int = UDP) -> World:
+    world = World()
+    for turn in range(number):
+        kind = EventKind.RECEIVE if protocol == TCP else EventKind.SEND
+        world.event(turn, (ALICE, BOB)[turn % 2], kind, flow(protocol))
+    return world
+
+
+def test_two_who_take_turns_for_ever_leave_a_bounded_number_of_claims() -> None:
+    for protocol in (UDP, TCP):
+        world = claims_after_turns(20_011, protocol=protocol)
+        owners = world.ledger.owners
+        assert len(list(owners.claims(flow(protocol)))) <= MAX_CLAIMS
+        # What is blurred is still the socket's, and goes with it.
+        world.event(20_012, ALICE, EventKind.CLOSE, flow(protocol))
+        assert not any(claim.is_open for claim in owners.claims(flow(protocol)))
+        owners.forget(T0 + 200_000 * MS)
+        assert not list(owners.claims(flow(protocol)))
+
+
+def test_of_many_turns_the_last_ones_are_told_apart_and_the_first_ones_are_nobodys() -> None:
+    world = claims_after_turns(1009)
+    for turn in (0, 1, 500):
+        world.packets(turn + 0.5, payload=3)
+    for turn in (1004, 1005, 1008):
+        world.packets(turn + 0.5, payload=101)
+    world.settle(1010, final=True)
+    assert world.verdicts() == {
+        ALICE: (2, 202), BOB: (1, 101), Reason.AMBIGUOUS: (3, 9)
+    }  # fmt: skip
+
+
+def test_one_process_s_many_sockets_stay_its_own_but_where_events_were_lost() -> None:
+    for lost in (False, True):
+        world = World()
+        for turn in range(1009):
+            if lost and turn == 503:
+                world.ledger.owners.lost(T0 + 4000 * MS, T0 + 5000 * MS)
+            world.event(10 * turn, ALICE, inode=7001 + turn)
+            world.event(10 * turn + 2, ALICE, EventKind.CLOSE, inode=7001 + turn)
+        assert len(list(world.ledger.owners.claims(flow()))) <= MAX_CLAIMS
+        world.packets(4501)
+        world.settle(20_000, final=True)
+        assert world.verdicts() == {Reason.NO_SOCKET if lost else ALICE: (1, 101)}
+
+
+def test_injected_frames_do_not_blur_with_the_socket_s() -> None:
+    world = World()
+    for turn in range(1009):
+        world.event(20 * turn, (ALICE, BOB)[turn % 2])
+        world.event(20 * turn + 1, CAROL, EventKind.INJECT)
+    for claim in world.ledger.owners.claims(flow()):
+        assert (CAROL in claim.users) is claim.injects
