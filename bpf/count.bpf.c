@@ -481,7 +481,7 @@ int on_packet(struct __sk_buff *skb)
 	slot = procnet_turn_slot(&key->tuple);
 	if (packet.opens)
 		procnet_next_turn(slot);
-	key->turn = procnet_turn(slot);
+	key->turn = procnet_turn(slot, more.first_ns);
 	key->interface_index = skb->ifindex;
 	key->tuple.pad[PAD_OUTGOING] = outgoing;
 	key->tuple.pad[PAD_CPU] = cpu;

@@ -54,15 +54,25 @@ static __always_inline __u32 procnet_turn_slot(const struct procnet_tuple *tuple
 	return slot ? slot : 1;
 }
 
-/* The number that packets of the slot are counted under now. */
-static __always_inline __u32 procnet_turn(__u32 slot)
+/*
+ * The epoch is a time, in steps of 17 ms: the first step that begins after the last change. A change
+ * splits all counters at once, and once more where its step ends; the next ones of the same step
+ * only there. Else two processes that take turns on one socket, whose peer no hook can tell, would
+ * make a counter of each packet of all others. A counter that has both of their turns is for the
+ * ledger to say, which goes by time: AMBIGUOUS.
+ */
+#define PROCNET_EPOCH_SHIFT 24
+
+/* The number that packets of the slot are counted under now (CLOCK_BOOTTIME). */
+static __always_inline __u32 procnet_turn(__u32 slot, __u64 now_ns)
 {
-	__u32 epoch = PROCNET_EPOCH;
+	__u32 at = PROCNET_EPOCH, now = now_ns >> PROCNET_EPOCH_SHIFT;
 	__u32 *of_slot = bpf_map_lookup_elem(&turns, &slot);
-	__u32 *of_all = bpf_map_lookup_elem(&turns, &epoch);
+	__u32 *of_all = bpf_map_lookup_elem(&turns, &at);
+	__u32 epoch = of_all ? *(volatile __u32 *)of_all : 0;
 
 	return (of_slot ? *(volatile __u32 *)of_slot : 0) +
-	       (of_all ? *(volatile __u32 *)of_all : 0);
+	       ((__s32)(now - epoch) < 0 ? now : epoch);
 }
 
 /* From here on packets of the slot are counted apart; PROCNET_EPOCH: all packets are. */
@@ -70,7 +80,11 @@ static __always_inline void procnet_next_turn(__u32 slot)
 {
 	__u32 *turn = bpf_map_lookup_elem(&turns, &slot);
 
-	if (turn)
+	if (!turn)
+		return;
+	if (slot == PROCNET_EPOCH)
+		*(volatile __u32 *)turn = (bpf_ktime_get_boot_ns() >> PROCNET_EPOCH_SHIFT) + 1;
+	else
 		__sync_fetch_and_add(turn, 1);
 }
 

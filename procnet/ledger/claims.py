@@ -39,6 +39,7 @@ class Claim:
 
     __slots__ = (
         "begin_ns",
+        "blind",
         "end_ns",
         "evidence",
         "forgotten",
@@ -79,6 +80,9 @@ class Claim:
         self.injects = False
         # Of an endpoint: whoever takes what comes in there is told, and is among the users.
         self.takes = False
+        # Of an endpoint: those who took something of which no remote end was told. It may have been
+        # of any flow of the socket.
+        self.blind: frozenset[ProcessId] = frozenset()
         # Accepted, but not used yet: whoever uses it first is the owner from the beginning. The
         # kernel tells the acceptor's own first use too.
         self.presumed = False
@@ -151,4 +155,6 @@ def blurred(claims: Sequence[Claim], lost_ns: int) -> Claim:
     claim.end_ns = max(claim.end_ns for claim in claims)
     claim.kernel = all(claim.kernel for claim in claims)
     claim.injects = last.injects
+    claim.takes = all(claim.takes for claim in claims)
+    claim.blind = frozenset().union(*(claim.blind for claim in claims))
     return claim

@@ -161,6 +161,7 @@ class OwnerTable:
     def _use_endpoint(self, key: FlowKey, event: OwnerEvent) -> None:
         """A socket that is not connected: its user may have used it for other remotes too."""
         takes = event.kind is EventKind.RECEIVE
+        blind = frozenset((event.process,)) if takes and not event.remote_address else frozenset()
         begin_ns = ALWAYS_NS if takes else event.time_ns
         holders: frozenset[ProcessId] = frozenset()
         for claim in [claim for claim in self.claims(key) if claim.inode == event.inode]:
@@ -168,6 +169,7 @@ class OwnerTable:
                 if claim.is_open:
                     claim.users |= {event.process}
                     claim.takes = claim.takes or takes
+                    claim.blind |= blind
                     return
             elif claim.is_open:
                 # Others who hold it may still read what is for other remotes; but where it is told
@@ -178,7 +180,7 @@ class OwnerTable:
         begin_ns = max(begin_ns, self._floor_ns(key, event))
         claim = self._add_event_claim(key, event, begin_ns)
         claim.users |= holders
-        claim.takes = takes
+        claim.takes, claim.blind = takes, blind
 
     def _floor_ns(self, key: FlowKey, event: OwnerEvent) -> int:
         """Before it, the socket was not there: the look before it was first heard of."""

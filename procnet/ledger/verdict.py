@@ -161,10 +161,24 @@ def _claims_of_taker(owners: OwnerTable, count: FlowCount) -> list[Claim]:
         claims += found
         told = any(claim.evidence is Evidence.KERNEL_EVENT for claim in found)
         if told and rung == count.key:
-            return [claim for claim in found if claim.evidence is Evidence.KERNEL_EVENT]
+            exact = [claim for claim in found if claim.evidence is Evidence.KERNEL_EVENT]
+            return exact + _blind_takers(owners, count, exact)
         if not told and any(claim.surely_covers(count) for claim in found):
             break
     return claims
+
+
+def _blind_takers(owners: OwnerTable, count: FlowCount, exact: list[Claim]) -> list[Claim]:
+    """Where others took from the same socket and the kernel could not tell of which flow."""
+    assert count.key is not None
+    inodes = {claim.inode for claim in exact}
+    users = NOBODY.union(*(claim.users for claim in exact))
+    return [
+        claim
+        for rung in ladder(count.key)[1:]
+        for claim in owners.claims(rung)
+        if claim.blind - users and claim.inode in inodes and claim.may_cover(count, 0)
+    ]
 
 
 def _of_connection(

@@ -283,3 +283,16 @@ def test_injected_frames_do_not_blur_with_the_socket_s() -> None:
         world.event(20 * turn + 1, CAROL, EventKind.INJECT)
     for claim in world.ledger.owners.claims(flow()):
         assert (CAROL in claim.users) is claim.injects
+
+
+def test_a_flow_told_of_one_taker_is_not_its_own_if_another_took_from_the_socket_blindly() -> None:
+    unconnected = flow(remote="", rport=0)
+    for blind, expected in ((ALICE, ALICE), (BOB, Reason.AMBIGUOUS)):
+        world = World()
+        world.event(0, ALICE, EventKind.RECEIVE)  # one flow waited: it is told of which
+        world.event(1, blind, EventKind.RECEIVE, unconnected)  # several did
+        world.packets(5, sent=False, number=7)
+        world.look(10, (udp_socket(local=HERE), {ALICE, BOB}))
+        world.look(20, (udp_socket(local=HERE), {ALICE, BOB}))
+        world.settle(30, final=True)
+        assert world.verdicts() == {expected: (7, 101)}
