@@ -1218,9 +1218,12 @@ int BPF_PROG(on_receive_length_but_udp, struct sock *sk, int result, int flags)
 	return take(sk, result, flags, false);
 }
 
-/* The taker of a datagram, with the tuple that the datagram has; the queue keeps what is peeked. */
+/*
+ * The taker of a datagram, with the tuple that the datagram has. Who only peeks has the negative of
+ * its length (627d2d6b5500); of an empty one, that the queue keeps it shows in the references.
+ */
 SEC("fentry/skb_consume_udp")
-int BPF_PROG(on_skb_consume_udp, struct sock *sk, struct sk_buff *skb)
+int BPF_PROG(on_skb_consume_udp, struct sock *sk, struct sk_buff *skb, int length)
 {
 	unsigned char *head = BPF_CORE_READ(skb, head);
 	unsigned char *network = head + BPF_CORE_READ(skb, network_header);
@@ -1231,7 +1234,9 @@ int BPF_PROG(on_skb_consume_udp, struct sock *sk, struct sk_buff *skb)
 	__u8 version = 0;
 	__u64 user;
 
-	if (BPF_CORE_READ(skb, users.refs.counter) > 1 || !see(&seen, sk, true))
+	if (length < 0 || (!length && BPF_CORE_READ(skb, users.refs.counter) > 1))
+		return 0;
+	if (!see(&seen, sk, true))
 		return 0;
 	bpf_probe_read_kernel(&version, 1, network);
 	if (version >> 4 == 4) {
