@@ -11,11 +11,12 @@ JUNIT := build/junit
 SUDO := $(shell [ "$$(id -u)" = 0 ] || { command -v sudo >/dev/null && \
 	echo sudo -E env PYTHONDONTWRITEBYTECODE=1; } || \
 	echo "echo 'This needs root, and there is no sudo.' >&2; false")
+BENCHMARKS := engines $(filter-out engines plot,$(basename $(notdir $(wildcard benchmarks/*.py))))
 PYTEST := -m pytest -p no:cacheprovider
 
 .DEFAULT_GOAL := help
 .PHONY: help run test lint test-unit test-privileged test-vm test-pcap-ct bench clean \
-	ready-run ready-test ready-vm ready-pcap-ct
+	ready-run ready-test ready-bench ready-vm ready-pcap-ct
 
 help:  ## say what there is
 	@echo 'procnet: which process does every byte on the network belong to?'
@@ -45,13 +46,16 @@ test-pcap-ct: ready-pcap-ct  ## units and captures on a newer Python, with pcap-
 	$(SUDO) .venv-pcap-ct/bin/python $(PYTEST) -m 'not vm' --junit-xml=$(JUNIT)/pcap-ct.xml \
 		tests/unit tests/privileged/test_capture.py tests/privileged/test_report.py
 
-bench: ready-test  ## measure: each file of benchmarks/ answers one question, out of the network
-	@for each in benchmarks/*.py; do \
-		echo "== $$each"; $(SUDO) unshare --net $(PYTHON) $$each || exit; done
+bench: ready-bench  ## measure, against other tools too: a question each file (about 13 minutes)
+	@mkdir -p build/benchmarks
+	@failed=; for each in $(BENCHMARKS); do echo "== $$each"; \
+		$(SUDO) unshare --net sh -c "ip link set lo up && exec $(PYTHON) -m benchmarks.$$each" || \
+		failed="$$failed $$each"; done; [ -z "$$failed" ] || { echo "FAILED:$$failed"; exit 1; }
+	@$(PYTHON) -m benchmarks.plot build/benchmarks/engines.json build/benchmarks/engines.png
 
 clean:  ## remove what was built, the virtual environments too
 	rm -rf build dist *.egg-info .venv .venv-pcap-ct .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find . -name __pycache__ -not -path './.git/*' -prune -exec rm -rf {} +
 
-ready-run ready-test ready-vm ready-pcap-ct:
+ready-run ready-test ready-bench ready-vm ready-pcap-ct:
 	@tools/setup.sh $(@:ready-%=%)

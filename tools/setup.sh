@@ -1,7 +1,7 @@
 #!/bin/bash
 # Makes a Debian or Ubuntu machine ready for one of the Makefile's targets:
 #
-#     tools/setup.sh run | test | vm | pcap-ct
+#     tools/setup.sh run | test | bench | vm | pcap-ct
 #
 # First the distribution's packages, those that are missing; then a virtual environment. It needs
 # root for the packages alone, and takes it by sudo if it has to. What was done is noted in the
@@ -9,7 +9,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-level=${1:?"usage: tools/setup.sh run|test|vm|pcap-ct"}
+level=${1:?"usage: tools/setup.sh run|test|bench|vm|pcap-ct"}
 
 # -- what each level needs ---------------------------------------------------------------------
 
@@ -34,6 +34,7 @@ packages_for() {
     echo gcc libc6-dev python3 python3-venv python3-dev libpcap-dev clang libbpf-dev libbpf1
     echo python3-bpfcc iproute2
     [ "$1" = run ] || echo ethtool nftables tcpdump util-linux
+    [ "$1" != bench ] || echo iperf3 nethogs python3-matplotlib
     [ "$1" != vm ] || echo "$emulator" busybox-static file kmod linux-{image,headers}-"$kernel"
 }
 
@@ -44,7 +45,7 @@ lower=()  # what is ready too when this level is
 case $level in
     run) extras= ;;
     test) lower=(run) ;;
-    vm) lower=(run test) ;;
+    bench | vm) lower=(run test) ;;
     pcap-ct) venv=.venv-pcap-ct ;;
     *) echo "tools/setup.sh: no such level: $level" >&2; exit 2 ;;
 esac
