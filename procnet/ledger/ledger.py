@@ -184,7 +184,8 @@ class Ledger:
         key = count.key
         assert key is not None
         last_ns = count.last_ns
-        last_word = final or last_ns < self._looks_ns[0] or last_ns < now_ns - PATIENCE_NS
+        late = final or last_ns < now_ns - PATIENCE_NS
+        last_word = late or last_ns < self._looks_ns[0]
         port = (key.netns, key.protocol, key.local_port)
         if not self.owners.knows(port):
             verdict = NO_SOCKET if last_word else UNSEEN
@@ -194,6 +195,8 @@ class Ledger:
                 generation = self._generations.interval(key, count.first_ns)
             looked = last_ns < self._looks_ns[1]
             verdict = decide(self.owners, count, generation, looked=looked, last_word=last_word)
+            if verdict.reason is Reason.AMBIGUOUS and not count.sent and not late:
+                verdict = SEEN  # whoever takes it may still be told
         if verdict is UNSEEN:
             self._unseen.add(port, count)
         elif verdict is SEEN:

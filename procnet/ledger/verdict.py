@@ -194,6 +194,8 @@ def _of_connection(
         for claim in owners.claims(count.key)
         if claim.touches(*generation) and (count.sent or not claim.injects)
     ]
+    # The next connection's owner is within the slack of the clocks, if it accepts at once.
+    claims = [claim for claim in claims if claim.touches(*generation, slack_ns=0)] or claims
     current = [claim for claim in claims if claim.may_cover(count, 0)]
     sure = [claim for claim in current if claim.surely_covers(count)]
     if sure:

@@ -31,6 +31,9 @@ def test_a_datagram_that_another_reads_later_is_not_the_last_readers() -> None:
     world.look(30, (udp_socket(), {ALICE, BOB}))
     world.look(40, (udp_socket(), {ALICE, BOB}))
     world.settle(50)
+    assert world.verdicts() == {Reason.PENDING: (1, 101)}  # who takes it may still be told
+    world.look(6000, (udp_socket(), {ALICE, BOB}))
+    world.settle(6010)
     assert world.verdicts() == {Reason.AMBIGUOUS: (1, 101)}
 
 
