@@ -31,21 +31,19 @@ TICK_S = 0.1
 """How often witnesses are read and runs are settled at the least; sooner if a flow is new."""
 _HAND_OVER_S = 0.05
 _HAND_OVER_NEW_S = 0.002
-_MAX_HANDED_OVER = 4  # drains; more stays in the kernel, which counts what it has no room for
+_MAX_HANDED_OVER = 1 << 18  # flows; more stay in the kernel, which counts what it has no room for
 _BREATH_S = 0.002
 _CROWD_FLOWS = 8192
 """The kernel's table of flows has room for eight times as many until it must be drained."""
 _YIELD_S = 0.001
 _HOLD_BACK_MS = 50
-_HOLD_BACK_LOOKING_MS = 2
-"""Where owners are only looked at, a look must come before a short-lived socket is gone."""
+_HOLD_BACK_LOOKING_MS = 2  # a look must come before a short-lived socket is gone
 _BUFFER_LOOKING_BYTES = 32 << 20
 """Each time that packets are handed over, a block of the ring, 256 KiB, is used up. Every 2 ms,
 this is enough for a pause of a quarter of a second, the usual size only for one of 32 ms."""
 _IDLE_S = 0.5
 _LOOK_WAIT_S = 0.5
-_LINGER_S = 0.15
-"""At the end, time for the kernel to give up a block of packets that is not full."""
+_LINGER_S = 0.15  # at the end, for the kernel to give up a block of packets that is not full
 
 _log = logging.getLogger("procnet")
 # Without a handler of the program's, Python itself would print warnings (logging.lastResort).
@@ -317,7 +315,7 @@ class Monitor:
     def _hand_over(self, tap: Tap, *, last: bool = False) -> None:
         # A flow that is new may be over soon: whoever owns it must be looked for now.
         pause_s = _HAND_OVER_NEW_S if tap.has_new_flows else _HAND_OVER_S
-        full = tap.counts_in_kernel and len(self._handed_over) >= _MAX_HANDED_OVER
+        full = tap.counts_in_kernel and sum(map(len, tuple(self._handed_over))) >= _MAX_HANDED_OVER
         if not last and (full or time.monotonic() - self._drained_s < pause_s):
             return
         self._drained_s = time.monotonic()

@@ -46,7 +46,7 @@ class FullTap:
 
     def drain(self) -> list[FlowCount]:
         self.drains += 1
-        return [FlowCount("lo", None, True, 1, 28, 0, 0, 0, False, Reason.NOT_IP)]
+        return [FlowCount("lo", None, True, 1, 28, 0, 0, 0, False, Reason.NOT_IP)] * 65_536
 
 
 @pytest.mark.parametrize(("counts_in_kernel", "most"), [(True, 4), (False, 23)])
