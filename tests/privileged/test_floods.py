@@ -21,8 +21,8 @@ FLOOD = int(os.environ.get("PROCNET_FLOOD", "199999"))
 """How many tuples, of which the tables hold only a part. A million takes a minute."""
 ROUND = 50_021
 """A counting table has room for these."""
-FILLED_AFTER, ROUNDS = 8, 11
-"""Rounds after which every table that is bounded is full, and has had its last new size."""
+FILLED_AFTER, ROUNDS = 5, 10
+"""Rounds after which every table that is bounded is full."""
 CHURN_S = 8
 MAC, TARGET = "02:00:00:00:00:01", "10.9.0.1"
 
@@ -34,15 +34,22 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def silent() -> Iterator[Namespace]:
-    """A namespace with a cable from far to near, in which nobody answers."""
+    """A namespace in which nobody answers, with a cable, near, to the one outside."""
     with Namespace("flood") as made:
         made.run(["nft", "-f", "-"], stdin=flooding.SILENCE)
-        made.run(["ip", "link", "add", "near", "address", MAC, "type", "veth", "peer", "far"])
-        for device in ("near", "far"):
-            made.run(["ip", "link", "set", device, "addrgenmode", "none"])
-            quiet = ["multicast", "off", "arp", "off"]
-            made.run(["ip", "link", "set", device, *quiet, "up"])
-        made.run(["ip", "address", "add", f"{TARGET}/24", "dev", "near"])
+        yield made
+
+
+@pytest.fixture
+def outside(silent: Namespace) -> Iterator[Namespace]:
+    """The cable's other end, far."""
+    with Namespace("outside") as made:
+        far = ["peer", "name", "far", "netns", made.name]
+        silent.run(["ip", "link", "add", "near", "address", MAC, "type", "veth", *far])
+        for end, device in ((silent, "near"), (made, "far")):
+            end.run(["ip", "link", "set", device, "addrgenmode", "none"])
+            end.run(["ip", "link", "set", device, "multicast", "off", "arp", "off", "up"])
+        silent.run(["ip", "address", "add", f"{TARGET}/24", "dev", "near"])
         yield made
 
 
@@ -62,9 +69,11 @@ def assert_says_what_it_let_go(report: dict[str, Any], side: str, sent: int) -> 
     assert without_row <= packets(report, "EVICTED", side) + loss["evicted_flows"]
 
 
-def test_a_scan_from_outside_is_counted_to_the_packet(silent: Namespace, program: Path) -> None:
+def test_a_scan_from_outside_is_counted_to_the_packet(
+    silent: Namespace, outside: Namespace, program: Path
+) -> None:
     reporter = Reporter(silent, "--counting", "kernel", "--interface", "near")
-    with Flood(silent, program, "syn", "far", MAC, TARGET, str(FLOOD)) as flood:
+    with Flood(outside, program, "syn", "far", MAC, TARGET, str(FLOOD)) as flood:
         sent, wire_bytes = flood.round()
     report = reporter.finish()
     assert (sent, wire_bytes) == (FLOOD, FLOOD * SYN_BYTES)
@@ -92,18 +101,19 @@ def test_a_spray_over_loopback_is_counted_at_both_ends(silent: Namespace, progra
 
 
 def test_memory_stays_where_it_is_when_the_tables_are_full(
-    silent: Namespace, program: Path
+    silent: Namespace, outside: Namespace, program: Path
 ) -> None:
     reporter = Reporter(silent, "--counting", "kernel", "--interface", "near")
     rss_bytes = []
-    with Flood(silent, program, "syn", "far", MAC, TARGET, str(ROUND)) as flood:
+    with Flood(outside, program, "syn", "far", MAC, TARGET, str(ROUND)) as flood:
         for _ in range(ROUNDS):
             sent, _ = flood.round()
             wait_until_it_rests(reporter.pid)
             rss_bytes.append(flooding.rss_bytes(reporter.pid))
     report = reporter.finish()
     assert report["totals"]["received"]["packets"] == sent == ROUNDS * ROUND
-    assert rss_bytes[-1] <= 1.1 * rss_bytes[FILLED_AFTER - 1], rss_bytes
+    # Of the last three the least: what is on its way from one thread to the other comes and goes.
+    assert min(rss_bytes[-3:]) <= 1.1 * rss_bytes[FILLED_AFTER - 1], rss_bytes
 
 
 def wait_until_it_rests(pid: int) -> None:
