@@ -9,7 +9,7 @@ import pytest
 from tests.kernels.suites import run_suites
 from tests.kernels.test_owners_vm import KERNELS
 
-SUITE = {"tests/privileged/test_kernel_counting.py": 28}
+SUITE = {"tests/privileged/test_kernel_counting.py": 29}
 
 
 @pytest.mark.vm

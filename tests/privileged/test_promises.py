@@ -1,0 +1,36 @@
+"""What tests/kernels promises to run in its machines is what there is, known before one boots."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections import Counter
+
+import pytest
+
+from tests.kernels import test_counting_vm, test_owners_vm
+from tests.privileged.namespace import TOP
+
+
+@pytest.mark.parametrize(
+    ("family", "suites"),
+    [
+        pytest.param("core", test_owners_vm.CORE, id="core"),
+        pytest.param("kprobe", test_owners_vm.KPROBE, id="kprobe"),
+        pytest.param("core", test_counting_vm.SUITE, id="counting"),
+    ],
+)
+def test_as_many_tests_as_are_promised(family: str, suites: dict[str, int]) -> None:
+    argv = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-qq", "--collect-only"]
+    listed = subprocess.run(
+        [*argv, *suites], env={**os.environ, "PROCNET_OWNERS": family},
+        cwd=TOP, capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    assert listed.returncode == 0, listed.stdout
+    lines = [line.rpartition(": ") for line in listed.stdout.splitlines()]
+    found = {file: int(number) for file, _, number in lines if number.isdigit()}
+    promised: Counter[str] = Counter()
+    for selection, number in suites.items():
+        promised[selection.partition("::")[0]] += number
+    assert found == promised
