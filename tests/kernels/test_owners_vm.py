@@ -31,9 +31,17 @@ CORE = {
     "tests/privileged/test_kinds.py::test_nobody_is_named_who_did_not_say_so": 1,
     "tests/privileged/test_kinds.py::test_a_pid_that_is_used_again_is_two_processes": 1,
     "tests/privileged/test_sharing.py::test_the_kernel_names_every_user": 8,
-    "tests/privileged/test_short_lived.py::test_the_kernel_names_every_short_lived_sender": 4,
+}
+SHORT_LIVED = "tests/privileged/test_short_lived.py::test_the_kernel_names_every_short_lived_sender"
+# Minutes, where each processor is emulated: of many short-lived senders, and of sockets older than
+# the hooks (they go by the iterator, which is the same in both), one machine tells.
+CORE_6_1 = {
+    **CORE,
+    f"{SHORT_LIVED}[udp-200]": 1,
+    f"{SHORT_LIVED}[tcp-200]": 1,
     "tests/privileged/test_older_sockets.py": 7,
 }
+CORE_6_12 = {**CORE, f"{SHORT_LIVED}[udp-1009]": 1, f"{SHORT_LIVED}[tcp-1009]": 1}
 KPROBE = {
     **FACTS,
     "tests/privileged/owners/test_kprobe.py": 8,
@@ -46,9 +54,9 @@ KPROBE = {
 @pytest.mark.parametrize(
     ("version", "family", "suites"),
     [
-        pytest.param("6.1", "core", CORE, id="6.1-core"),
+        pytest.param("6.1", "core", CORE_6_1, id="6.1-core"),
         pytest.param("6.1", "kprobe", KPROBE, id="6.1-kprobe"),
-        pytest.param("6.12", "core", CORE, id="6.12-core"),
+        pytest.param("6.12", "core", CORE_6_12, id="6.12-core"),
         pytest.param("6.12", "core-without-fentry", FACTS, id="6.12-core-without-fentry"),
         pytest.param("6.12", "kprobe", FACTS, id="6.12-kprobe"),
     ],

@@ -16,7 +16,8 @@ from tests.privileged.namespace import TOP
 @pytest.mark.parametrize(
     ("family", "suites"),
     [
-        pytest.param("core", test_owners_vm.CORE, id="core"),
+        pytest.param("core", test_owners_vm.CORE_6_1, id="core-6.1"),
+        pytest.param("core", test_owners_vm.CORE_6_12, id="core-6.12"),
         pytest.param("kprobe", test_owners_vm.KPROBE, id="kprobe"),
         pytest.param("core", test_counting_vm.SUITE, id="counting"),
     ],
