@@ -452,7 +452,7 @@ def machine() -> dict[str, object]:
     found = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
     programs = (("nethogs", "-V"), ("tcpdump", "--version"), ("iperf3", "--version"))
     return {
-        "kernel": platform.release(),
+        "kernel": platform.release().partition("-")[0],
         "cpu": found[1] if found else platform.machine(),
         "cores": os.cpu_count(),
         "python": platform.python_version(),
