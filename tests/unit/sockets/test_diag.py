@@ -198,9 +198,10 @@ def test_a_large_datagram_is_read_in_linear_time() -> None:
     pair = row(attributes=b"") + row()
 
     def seconds(count: int) -> float:
-        started = time.perf_counter()
+        # Of this thread alone: whoever else keeps the machine busy is no matter.
+        started = time.thread_time()
         assert len(parse_page(pair * count, "tcp", NETNS, 1).sockets) == 2 * count
-        return time.perf_counter() - started
+        return time.thread_time() - started
 
     assert min(seconds(1600) for _ in range(5)) < 16 * min(seconds(400) for _ in range(5))
 
