@@ -23,6 +23,7 @@ from procnet.capture.tap import Tap
 from procnet.errors import CaptureError, LoadError
 from procnet.model import TCP, UDP, Features, FlowCount, Reason, Support
 from procnet.monitor import Monitor
+from procnet.report.report import NOTHING
 from procnet.testing.frames import (
     ACK,
     SYN,
@@ -649,21 +650,31 @@ for turn in range(200):
 """
 
 
-def count_heirs(counting: str) -> tuple[dict[int, int], dict[int, int]]:
-    """Bytes that each process says that it sent, and bytes that the report says that it did."""
+def count_heirs(counting: str) -> tuple[dict[int, int], dict[int, int], int]:
+    """Bytes that each process says that it sent, and bytes that the report says that it did, and of
+    how many it says that it may have been one or another."""
     with Monitor(["lo"], counting=counting) as monitor:
         said = subprocess.check_output([sys.executable, "-S", "-c", HEIRS], text=True)
     sent = {int(pid): 100 * int(number) for pid, number in map(str.split, said.splitlines())}
     report = monitor.report()
     assert monitor.features.counting == counting
-    return sent, {row.process.pid: row.sent.payload_bytes for row in report.processes}
+    ambiguous = report.reasons.get(Reason.AMBIGUOUS, NOTHING).sent.payload_bytes
+    of_processes = {row.process.pid: row.sent.payload_bytes for row in report.processes}
+    return sent, of_processes, ambiguous
 
 
 @pytest.mark.parametrize("counting", ["kernel", "python"])
 def test_a_tuple_that_changes_hands_is_counted_apart(loopback: Namespace, counting: str) -> None:
-    sent, reported = loopback.call(count_heirs, counting)
+    sent, reported, ambiguous = loopback.call(count_heirs, counting)
     assert len(sent) == 200
-    assert {pid: reported.get(pid) for pid in sent} == sent
+    found = {pid: reported.get(pid, 0) for pid in sent}
+    if counting == "python" and found != sent:
+        # A run is what came without a pause of 0.1 ms: it may go from the one to the next.
+        assert all(found[pid] <= sent[pid] for pid in sent)
+        assert sum(found.values()) + ambiguous == sum(sent.values())
+        assert ambiguous <= 0.05 * sum(sent.values())
+    else:
+        assert found == sent
 
 
 def take_turns() -> tuple[dict[int, int], procnet.Report]:
