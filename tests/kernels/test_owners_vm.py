@@ -26,7 +26,7 @@ FACTS = {
 }
 CORE = {
     **FACTS,
-    "tests/privileged/owners/test_core.py": 10,
+    "tests/privileged/owners/test_core.py": 11,
     "tests/privileged/test_kinds.py::test_a_kind_is_named_to_the_byte_and_nobody_else_is": 35,
     "tests/privileged/test_kinds.py::test_nobody_is_named_who_did_not_say_so": 1,
     "tests/privileged/test_kinds.py::test_a_pid_that_is_used_again_is_two_processes": 1,

@@ -13,7 +13,11 @@ import sys
 import threading
 from pathlib import Path
 
+import pytest
+
+from procnet.bpf import libbpf
 from procnet.bpf.core import CoreOwners, probe
+from procnet.errors import LoadError
 from procnet.model import EventKind, Socket, Support
 from procnet.sockets.scanner import SocketScanner
 from tests.privileged.lab import TOP, Namespace, wait_until
@@ -254,3 +258,20 @@ def test_the_hook_for_what_waits_comes_when_it_is_needed(inside: Namespace) -> N
     finally:
         owners.close()
         close(receiver, one, other)
+
+
+def test_without_fentry_there_is_a_rung_if_something_else_tells_who_sends(
+    inside: Namespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(libbpf, "can_trace_functions", lambda: False)
+    names = Path("/sys/kernel/btf/vmlinux").read_bytes()
+    if b"\0btf_trace_sock_send_length\0" in names:  # 6.3
+        owners = CoreOwners.open(netns=inside.inode)
+        assert {"tcp_sendmsg_locked", "sock_send_length"} & set(owners.hooks)
+        assert not {"tcp_sendmsg", "skb_consume_udp", "security_sock_graft"} & set(owners.hooks)
+        owners.close()
+        return
+    # Better none than one that takes whoever opened a connection for all who send on it.
+    with pytest.raises(LoadError, match="no hook for TCP send"):
+        CoreOwners.open(netns=inside.inode)
+    assert probe().support is Support.NO
