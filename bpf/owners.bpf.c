@@ -536,6 +536,8 @@ static __always_inline void next_turn(const struct procnet_tuple *tuple, __u8 ki
 		procnet_next_turn(PROCNET_EPOCH);
 }
 
+#define AND_CLOSE 0x80
+
 /* False if the ring is full, which is counted. */
 __noinline int submit(const struct seen *seen, __u8 kind)
 {
@@ -557,8 +559,9 @@ __noinline int submit(const struct seen *seen, __u8 kind)
 	task = bpf_get_current_task_btf();
 	leader = task->group_leader;
 	event->layout = PROCNET_LAYOUT;
-	event->kind = kind;
-	event->flags = task->flags & PROCNET_PF_KTHREAD ? PROCNET_FLAG_KERNEL : 0;
+	event->kind = kind & ~AND_CLOSE;
+	event->flags = (task->flags & PROCNET_PF_KTHREAD ? PROCNET_FLAG_KERNEL : 0) |
+		       (kind & AND_CLOSE ? PROCNET_FLAG_CLOSES : 0);
 	event->netns = seen->netns;
 	event->time_ns = bpf_ktime_get_boot_ns();
 	event->start_ns = leader->start_boottime;
@@ -1440,10 +1443,11 @@ int on_release(struct bpf_sock *ctx)
 		struct procnet_connection *connection =
 			bpf_sk_storage_get(&connections, ctx, NULL, 0);
 
-		if (connection)
-			connection->is_closing = true;
-		else
-			submit(&seen, PROCNET_ACCEPT);
+		if (!connection) {
+			submit(&seen, PROCNET_ACCEPT | AND_CLOSE);
+			return 1;
+		}
+		connection->is_closing = true;
 	}
 	submit(&seen, PROCNET_CLOSE);
 	return 1;

@@ -28,6 +28,8 @@ enum procnet_event_kind {
 
 /* The actor is a kernel thread: there is no process to name. */
 #define PROCNET_FLAG_KERNEL 1
+/* A CLOSE by the same process, at the same time, goes with it. */
+#define PROCNET_FLAG_CLOSES 2
 
 /*
  * Both addresses are 16 bytes long, IPv4 in its mapped form (::ffff:a.b.c.d). A local wildcard

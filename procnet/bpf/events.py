@@ -73,6 +73,14 @@ def decode_events(records: list[bytes], netns: int | None = None) -> tuple[list[
     if not records:
         return [], 0
     wall_offset_ns = boot_to_wall_ns()
-    decoded = [decode_event(record, wall_offset_ns) for record in records]
-    events = [event for event in decoded if event is not None]
-    return events, len(decoded) - len(events)
+    events: list[OwnerEvent] = []
+    unknown = 0
+    for record in records:
+        event = decode_event(record, wall_offset_ns)
+        if event is None:
+            unknown += 1
+            continue
+        events.append(event)
+        if record[layout.FLAGS_AT] & layout.FLAG_CLOSES:
+            events.append(event._replace(kind=EventKind.CLOSE))
+    return events, unknown

@@ -13,6 +13,12 @@ LAYOUT = 2
 FLAG_KERNEL = 1
 """PROCNET_FLAG_KERNEL."""
 
+FLAG_CLOSES = 2
+"""PROCNET_FLAG_CLOSES."""
+
+FLAGS_AT = 3
+"""Where a record has its flags."""
+
 _LAYOUT = struct.Struct("=H")
 
 OWNER_EVENT = struct.Struct("=HBBIQQQQIIII16s16sHHB3x16s")

@@ -48,6 +48,14 @@ def test_an_unknown_peer_is_empty_and_a_wildcard_keeps_its_family(wildcard: byte
     assert event.local_address == (bytes(16) if wildcard == bytes(16) else bytes(4))
 
 
+def test_what_closes_at_once_is_two_events() -> None:
+    closing = record(kind=EventKind.ACCEPT, flags=layout.FLAG_CLOSES)
+    events, unknown = decode_events([closing, record()])
+    assert [event.kind for event in events] == [EventKind.ACCEPT, EventKind.CLOSE, EventKind.SEND]
+    assert events[1] == events[0]._replace(kind=EventKind.CLOSE)
+    assert unknown == 0
+
+
 def test_a_kernel_thread_is_marked() -> None:
     event = decode_event(record(flags=layout.FLAG_KERNEL), 0)
     assert event is not None and event.kernel

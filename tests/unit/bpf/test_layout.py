@@ -68,16 +68,18 @@ def as_bytes(value: int | bytes) -> bytes:
 
 
 def test_the_numbers_are_those_of_the_header(tmp_path: Path) -> None:
-    size, process_size, version, kernel, *kinds = told_by_c(
+    size, process_size, version, kernel, closes, flags_at, *kinds = told_by_c(
         tmp_path,
         ["sizeof(struct procnet_owner_event)", "sizeof(struct procnet_process)"]
-        + ["PROCNET_LAYOUT", "PROCNET_FLAG_KERNEL"]
+        + ["PROCNET_LAYOUT", "PROCNET_FLAG_KERNEL", "PROCNET_FLAG_CLOSES"]
+        + ["offsetof(struct procnet_owner_event, flags)"]
         + [f"PROCNET_{kind.name}" for kind in EventKind],
     )
     assert size == layout.OWNER_EVENT.size
     assert process_size == layout.PROCESS.size
     assert version == layout.LAYOUT
     assert kernel == layout.FLAG_KERNEL
+    assert (closes, flags_at) == (layout.FLAG_CLOSES, layout.FLAGS_AT)
     assert kinds == list(EventKind)
 
 
