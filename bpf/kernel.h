@@ -163,6 +163,7 @@ struct sock {
 	struct sock_common __sk_common;
 	struct sk_buff_head sk_receive_queue;
 	socket_lock_t sk_lock;
+	int sk_write_pending; /* senders that wait for room, without the lock */
 	__u16 sk_type;     /* a plain member since 5.6, bf9765145b85 */
 	__u16 sk_protocol; /* the same */
 	struct socket *sk_socket;
@@ -179,6 +180,7 @@ struct udp_sock {
 
 struct tcp_sock {
 	__u32 write_seq;
+	__u32 snd_nxt;
 };
 
 typedef struct {

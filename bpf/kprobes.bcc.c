@@ -77,6 +77,21 @@ struct procnet_user {
 
 BPF_RINGBUF_OUTPUT(events, RING_PAGES);
 BPF_TABLE("lru_hash", struct procnet_use, struct procnet_user, users, USERS);
+
+/*
+ * The users of a TCP connection, as digests, 0 for nobody. A direction that nobody has used yet is
+ * the other one's user's. One that is not here may have users that we do not know.
+ */
+struct procnet_connection {
+	u64 sender;
+	u64 receiver;
+	u8 is_opened; /* by the sender, who has sent nothing yet */
+	u8 is_older;  /* than we are, or forgotten */
+	u8 is_shared; /* the sender's bytes leave mixed with another's */
+	u8 pad[5];
+};
+
+BPF_TABLE("lru_hash", u64, struct procnet_connection, connections, USERS);
 BPF_RINGBUF_OUTPUT(processes, RING_PAGES);
 /* What found a ring full: events, processes. User space maps it. */
 BPF_F_TABLE("array", u32, u64, lost, 2, BPF_F_MMAPABLE);
@@ -204,7 +219,7 @@ static inline void settle_peer(struct procnet_tuple *tuple, const struct procnet
 }
 
 static inline void fill_event(struct procnet_owner_event *event, const struct procnet_sock *sock,
-			      const struct procnet_tuple *tuple, u8 kind)
+			      const struct procnet_tuple *tuple, u32 what)
 {
 	struct task_struct *task = (struct task_struct *)bpf_get_current_task();
 	struct task_struct *leader = NULL;
@@ -217,8 +232,8 @@ static inline void fill_event(struct procnet_owner_event *event, const struct pr
 	GET(flags, &task->flags);
 	GET(net, &sock->sk->__sk_common.skc_net);
 	event->layout = PROCNET_LAYOUT;
-	event->kind = kind;
-	event->flags = flags & PF_KTHREAD ? PROCNET_FLAG_KERNEL : 0;
+	event->kind = what;
+	event->flags = (flags & PF_KTHREAD ? PROCNET_FLAG_KERNEL : 0) | what >> 8;
 	GET(event->netns, &net->ns.inum);
 	event->time_ns = bpf_ktime_get_boot_ns();
 	GET(event->start_ns, &leader->start_boottime);
@@ -297,9 +312,14 @@ int on_finalize_exec(struct pt_regs *ctx)
 	return 0;
 }
 
+/* Beside its kind, the flags of an event. */
+#define SENDS (PROCNET_FLAG_SENDS << 8)
+#define RECEIVES (PROCNET_FLAG_RECEIVES << 8)
+#define SHARED (PROCNET_FLAG_SHARED << 8)
+
 /* False if the ring is full, which is counted. */
 static inline bool submit(const struct procnet_sock *sock, const struct procnet_tuple *tuple,
-			  u8 kind)
+			  u32 what)
 {
 	struct procnet_owner_event *event;
 
@@ -309,7 +329,7 @@ static inline bool submit(const struct procnet_sock *sock, const struct procnet_
 		count_loss(LOST_EVENTS);
 		return false;
 	}
-	fill_event(event, sock, tuple, kind);
+	fill_event(event, sock, tuple, what);
 	events.ringbuf_submit(event, 0);
 	return true;
 }
@@ -322,7 +342,7 @@ static inline void set_use(struct procnet_use *use, const struct procnet_sock *s
 }
 
 /* Tells user space, unless the same process was the last to use the same tuple of the socket. */
-static inline int tell(const struct procnet_sock *sock, struct procnet_tuple *tuple, u8 kind)
+static inline int tell(const struct procnet_sock *sock, struct procnet_tuple *tuple, u32 what)
 {
 	struct task_struct *task = (struct task_struct *)bpf_get_current_task();
 	struct task_struct *leader = NULL;
@@ -337,20 +357,39 @@ static inline int tell(const struct procnet_sock *sock, struct procnet_tuple *tu
 	if (last && last->tgid == user.tgid && last->start_ns == user.start_ns)
 		return 0;
 	/* A lost event is told again at the next call. */
-	if (submit(sock, tuple, kind))
+	if (submit(sock, tuple, what))
 		users.update(&use, &user);
 	return 0;
 }
 
-static inline int tell_connected(struct sock *sk, u8 kind)
+static inline bool read_connection(struct procnet_sock *to, struct procnet_tuple *tuple,
+				   struct sock *sk)
 {
+	if (!read_sock(to, sk) || !to->remote_port)
+		return false;
+	own_tuple(tuple, to, to->family == AF_INET);
+	settle_peer(tuple, to);
+	return true;
+}
+
+/* TCP -------------------------------------------------------------------------------------------*/
+
+static inline u64 current_user(void)
+{
+	return digest_of((struct task_struct *)bpf_get_current_task());
+}
+
+/* The port is chosen, the tuple complete, the SYN not yet sent. */
+int on_tcp_connect(struct pt_regs *ctx, struct sock *sk)
+{
+	struct procnet_connection opened = {.sender = current_user(), .is_opened = 1};
 	struct procnet_sock sock = {};
 	struct procnet_tuple tuple;
+	u64 id = (u64)sk;
 
-	if (!read_sock(&sock, sk) || !sock.remote_port)
-		return 0;
-	own_tuple(&tuple, &sock, sock.family == AF_INET);
-	return tell(&sock, &tuple, kind);
+	if (read_connection(&sock, &tuple, sk) && submit(&sock, &tuple, PROCNET_CONNECT))
+		connections.update(&id, &opened);
+	return 0;
 }
 
 /*
@@ -359,23 +398,16 @@ static inline int tell_connected(struct sock *sk, u8 kind)
  */
 static inline int tell_accepted(struct sock *sk)
 {
+	struct procnet_connection accepted = {};
 	struct procnet_sock sock = {};
 	struct procnet_tuple tuple;
+	u64 id = (u64)sk;
 
-	if (!read_sock(&sock, sk) || !sock.remote_port)
+	if (!read_connection(&sock, &tuple, sk))
 		return 0;
-	own_tuple(&tuple, &sock, sock.family == AF_INET);
-	settle_peer(&tuple, &sock);
+	connections.update(&id, &accepted);
 	submit(&sock, &tuple, PROCNET_ACCEPT);
 	return 0;
-}
-
-/* TCP -------------------------------------------------------------------------------------------*/
-
-/* The port is chosen, the tuple complete, the SYN not yet sent. */
-int on_tcp_connect(struct pt_regs *ctx, struct sock *sk)
-{
-	return tell_connected(sk, PROCNET_CONNECT);
 }
 
 /*
@@ -396,20 +428,101 @@ int on_csk_accept_return(struct pt_regs *ctx)
 	return sk ? tell_accepted(sk) : 0;
 }
 
+static inline struct procnet_connection get_connection(u64 id)
+{
+	struct procnet_connection *known = connections.lookup(&id);
+	struct procnet_connection older = {.is_older = 1};
+
+	return known ? *known : older;
+}
+
+/* Has nobody sent by it? */
+static inline bool is_unsent(const struct procnet_connection *connection)
+{
+	return connection->is_opened || (!connection->sender && !connection->is_older);
+}
+
+/*
+ * Are bytes of others in the queue, or about to be? Nobody tells when they have left: the two share
+ * what is sent, until the new sender calls again and finds nothing of the other's.
+ */
+static inline bool is_queued_before(struct sock *sk)
+{
+	struct tcp_sock *tcp = (struct tcp_sock *)sk;
+	u32 written = 0, sent = 0;
+	int waiting = 0, owned = 0;
+
+	GET(written, &tcp->write_seq);
+	GET(sent, &tcp->snd_nxt);
+	GET(waiting, &sk->sk_write_pending);
+	GET(owned, &sk->sk_lock.owned);
+	return (s32)(written - sent) > 0 || waiting || owned;
+}
+
+static inline int send_tcp(struct sock *sk)
+{
+	u64 id = (u64)sk, user = current_user();
+	struct procnet_connection connection = get_connection(id);
+	u32 what = PROCNET_SEND | SENDS;
+	struct procnet_sock sock = {};
+	struct procnet_tuple tuple;
+	bool is_first = is_unsent(&connection), is_shared, is_told;
+
+	if (connection.sender == user && !connection.is_opened && !connection.is_shared)
+		return 0;
+	is_shared = !is_first && is_queued_before(sk);
+	is_told = connection.is_opened ? connection.sender == user :
+		  is_first		? connection.receiver == user :
+					  is_shared && connection.is_shared && connection.sender == user;
+	if (!connection.receiver && !connection.is_older)
+		what |= RECEIVES;
+	if (!is_told && (!read_connection(&sock, &tuple, sk) ||
+			 !submit(&sock, &tuple, what | (is_shared ? SHARED : 0))))
+		return 0;
+	connection.sender = user;
+	connection.is_opened = 0;
+	connection.is_shared = is_shared;
+	connections.update(&id, &connection);
+	return 0;
+}
+
 int on_tcp_sendmsg(struct pt_regs *ctx, struct sock *sk)
 {
-	return tell_connected(sk, PROCNET_SEND);
+	return send_tcp(sk);
 }
 
 /* sendfile() and splice(), until they became tcp_sendmsg() (6.5, dc97391e6610). */
 int on_tcp_sendpage(struct pt_regs *ctx, struct sock *sk)
 {
-	return tell_connected(sk, PROCNET_SEND);
+	return send_tcp(sk);
+}
+
+/*
+ * What the sender has left in the queue is still its own. The first taker is told even if it is the
+ * sender: until then nobody knows whose it is what comes in.
+ */
+static inline int receive_tcp(struct sock *sk)
+{
+	u64 id = (u64)sk, user = current_user();
+	struct procnet_connection connection = get_connection(id);
+	u32 what = PROCNET_RECEIVE | RECEIVES | (is_unsent(&connection) ? SENDS : 0);
+	struct procnet_sock sock = {};
+	struct procnet_tuple tuple;
+
+	if (connection.receiver == user)
+		return 0;
+	if (!read_connection(&sock, &tuple, sk) || !submit(&sock, &tuple, what))
+		return 0;
+	connection.receiver = user;
+	if (connection.is_opened)
+		connection.sender = connection.is_opened = 0;
+	connections.update(&id, &connection);
+	return 0;
 }
 
 int on_tcp_recvmsg(struct pt_regs *ctx, struct sock *sk)
 {
-	return tell_connected(sk, PROCNET_RECEIVE);
+	return receive_tcp(sk);
 }
 
 int on_tcp_splice_read(struct pt_regs *ctx, struct socket *socket)
@@ -417,7 +530,7 @@ int on_tcp_splice_read(struct pt_regs *ctx, struct socket *socket)
 	struct sock *sk = NULL;
 
 	GET(sk, &socket->sk);
-	return sk ? tell_connected(sk, PROCNET_RECEIVE) : 0;
+	return sk ? receive_tcp(sk) : 0;
 }
 
 /* Datagrams going out ---------------------------------------------------------------------------*/
@@ -610,14 +723,20 @@ int on_inet_release(struct pt_regs *ctx, struct socket *socket)
 	struct procnet_tuple tuple;
 	struct procnet_use use;
 	struct sock *sk = NULL;
+	u64 id;
 
 	GET(sk, &socket->sk);
 	if (!sk || !read_sock(&sock, sk) || (sock.type != SOCK_RAW && !sock.local_port))
 		return 0;
 	own_tuple(&tuple, &sock, sock.family == AF_INET);
 	settle_peer(&tuple, &sock);
-	set_use(&use, &sock, &tuple);
-	users.delete(&use);
+	if (sock.protocol == IPPROTO_TCP) {
+		id = (u64)sk;
+		connections.delete(&id);
+	} else {
+		set_use(&use, &sock, &tuple);
+		users.delete(&use);
+	}
 	submit(&sock, &tuple, PROCNET_CLOSE);
 	return 0;
 }

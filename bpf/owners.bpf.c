@@ -146,11 +146,19 @@ struct {
 /*
  * What we know of a TCP connection. In a map of its own, because what a connection is charged for
  * most is making room for this, and clearing it away.
+ *
+ * The two directions have a user each. One that nobody has used yet is the other one's user's.
  */
 struct procnet_connection {
-	__u64 told;    /* digest of the user who was told last, 0 if nobody was */
-	__u32 written; /* tcp_sock.write_seq when the last call to send ended */
-	__u32 is_closing;
+	__u64 sender;   /* digest of the last one that sends, 0 if nobody does */
+	__u64 receiver; /* the same of who takes what comes in */
+	__u32 written;  /* tcp_sock.write_seq when the last call to send ended */
+	__u8 is_opened; /* by the sender, who has sent nothing yet */
+	__u8 is_older;  /* than we are: there may be users that we do not know */
+	__u8 is_waiting; /* the sender's first byte has not left yet: hand_overs */
+	__u8 is_shared;  /* the sender's bytes leave mixed with another's */
+	__u8 is_closing;
+	__u8 pad[3];
 };
 
 struct {
@@ -159,6 +167,27 @@ struct {
 	__type(key, int);
 	__type(value, struct procnet_connection);
 } connections SEC(".maps");
+
+#define SHARERS 4
+
+/*
+ * A sender whose first byte is in the queue behind another's: told when it leaves. Few connections
+ * ever have one.
+ */
+struct procnet_hand_over {
+	__u32 from_seq;
+	__u32 is_mixed; /* a packet that has bytes of both was told */
+	__u64 sharers[SHARERS]; /* who was told to share; any, if there were more */
+	__u64 shared;
+	struct procnet_owner_event event;
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_SK_STORAGE);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, int);
+	__type(value, struct procnet_hand_over);
+} hand_overs SEC(".maps");
 
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
@@ -197,8 +226,6 @@ struct {
 	__type(value, __u64);
 } known SEC(".maps");
 
-/* Processes ------------------------------------------------------------------------------------*/
-
 /*
  * Whether on_ingress() is attached: it costs each packet of the host something, and few programs
  * need it. User space attaches it when the first of them is told of, and then says so here.
@@ -217,6 +244,8 @@ static __always_inline bool is_noting(void)
 
 	return value && *value;
 }
+
+/* Processes ------------------------------------------------------------------------------------*/
 
 #define MIX 0x9e3779b97f4a7c15ULL /* 2^64 / the golden ratio */
 
@@ -536,32 +565,27 @@ static __always_inline void next_turn(const struct procnet_tuple *tuple, __u8 ki
 		procnet_next_turn(PROCNET_EPOCH);
 }
 
-#define AND_CLOSE 0x80
+/* Beside its kind, the flags of an event. */
+#define AND_CLOSE (PROCNET_FLAG_CLOSES << 8)
+#define SENDS (PROCNET_FLAG_SENDS << 8)
+#define RECEIVES (PROCNET_FLAG_RECEIVES << 8)
+#define SHARED (PROCNET_FLAG_SHARED << 8)
 
-/* False if the ring is full, which is counted. */
-__noinline int submit(const struct seen *seen, __u8 kind)
+static __always_inline bool is_elsewhere(__u32 netns)
 {
-	struct procnet_owner_event *event;
-	struct task_struct *task, *leader;
+	return procnet_only_netns && netns != procnet_only_netns;
+}
 
-	if (!seen)
-		return false;
-	if (procnet_only_netns && seen->netns != procnet_only_netns)
-		return true;
-	if (!is_kernel_thread())
-		introduce();
-	event = bpf_ringbuf_reserve(&events, sizeof(*event), 0);
-	if (!event) {
-		count_loss(LOST_EVENTS);
-		return false;
-	}
+static __always_inline void fill_event(struct procnet_owner_event *event, const struct seen *seen,
+				       __u32 what)
+{
 	/* From the task: on 6.1 cgroup_skb programs have no other helper to tell who runs. */
-	task = bpf_get_current_task_btf();
-	leader = task->group_leader;
+	struct task_struct *task = bpf_get_current_task_btf();
+	struct task_struct *leader = task->group_leader;
+
 	event->layout = PROCNET_LAYOUT;
-	event->kind = kind & ~AND_CLOSE;
-	event->flags = (task->flags & PROCNET_PF_KTHREAD ? PROCNET_FLAG_KERNEL : 0) |
-		       (kind & AND_CLOSE ? PROCNET_FLAG_CLOSES : 0);
+	event->kind = what;
+	event->flags = (task->flags & PROCNET_PF_KTHREAD ? PROCNET_FLAG_KERNEL : 0) | what >> 8;
 	event->netns = seen->netns;
 	event->time_ns = bpf_ktime_get_boot_ns();
 	event->start_ns = leader->start_boottime;
@@ -574,8 +598,52 @@ __noinline int submit(const struct seen *seen, __u8 kind)
 	__builtin_memcpy(&event->tuple, &seen->tuple, sizeof(event->tuple));
 	for (int i = 0; i < PROCNET_COMM_LEN; i++)
 		event->comm[i] = leader->comm[i];
+}
+
+static __always_inline struct procnet_owner_event *reserve_event(void)
+{
+	struct procnet_owner_event *event = bpf_ringbuf_reserve(&events, sizeof(*event), 0);
+
+	if (!event)
+		count_loss(LOST_EVENTS);
+	return event;
+}
+
+/* False if the ring is full, which is counted. */
+__noinline int submit(const struct seen *seen, __u32 what)
+{
+	struct procnet_owner_event *event;
+
+	if (!seen)
+		return false;
+	if (is_elsewhere(seen->netns))
+		return true;
+	if (!is_kernel_thread())
+		introduce();
+	event = reserve_event();
+	if (!event)
+		return false;
+	fill_event(event, seen, what);
 	bpf_ringbuf_submit(event, 0);
-	next_turn(&seen->tuple, kind);
+	next_turn(&seen->tuple, what);
+	return true;
+}
+
+/* In softirq too: the event was made in the call of who is told. */
+static __always_inline bool submit_kept(const struct procnet_owner_event *kept, __u8 flags)
+{
+	struct procnet_owner_event *event;
+
+	if (is_elsewhere(kept->netns))
+		return true;
+	event = reserve_event();
+	if (!event)
+		return false;
+	__builtin_memcpy(event, kept, sizeof(*event));
+	event->flags |= flags;
+	event->time_ns = bpf_ktime_get_boot_ns();
+	bpf_ringbuf_submit(event, 0);
+	next_turn(&kept->tuple, PROCNET_SEND);
 	return true;
 }
 
@@ -589,7 +657,7 @@ static __always_inline void note(struct procnet_socket *socket, const struct see
 
 /* Tells of a datagram socket, unless the same process was the last to use it for the same tuple. */
 static __always_inline void tell(struct procnet_socket *socket, struct seen *seen, __u64 user,
-				 __u8 kind)
+				 __u32 what)
 {
 	__u64 told = digest(user, &seen->tuple), *last;
 	struct procnet_use use;
@@ -601,7 +669,7 @@ static __always_inline void tell(struct procnet_socket *socket, struct seen *see
 	last = bpf_map_lookup_elem(&users, &use);
 	if (!last || *last != user) {
 		/* A lost event is told again at the next call. */
-		if (!submit(seen, kind))
+		if (!submit(seen, what))
 			return;
 		bpf_map_update_elem(&users, &use, &user, BPF_ANY);
 	}
@@ -628,36 +696,170 @@ int on_tcp_connect(struct bpf_sock_ops *ctx)
 	if (!tcp || !see(&seen, (struct sock *)tcp, true) || !seen.tuple.remote_port)
 		return 1;
 	connection = bpf_sk_storage_get(&connections, tcp, NULL, BPF_SK_STORAGE_GET_F_CREATE);
-	if (submit(&seen, PROCNET_CONNECT) && connection)
-		connection->told = current_user();
+	if (submit(&seen, PROCNET_CONNECT) && connection) {
+		connection->sender = current_user();
+		connection->written = tcp->write_seq + 1; /* the SYN has a number too */
+		connection->is_opened = true;
+	}
 	return 1;
 }
 
-static __always_inline int use_tcp(struct sock *sk, __u8 kind)
+static __always_inline bool see_connection(struct seen *seen, struct sock *sk)
+{
+	return see(seen, sk, true) && seen->protocol == IPPROTO_TCP && seen->tuple.remote_port;
+}
+
+/* A worker of the kernel's (TLS, for one) acts for the socket's user. */
+static __always_inline bool is_helped(const struct procnet_connection *connection)
+{
+	return (connection->sender || connection->receiver) && is_kernel_thread();
+}
+
+static __always_inline struct procnet_connection *make_connection(struct sock *sk)
+{
+	struct procnet_connection *connection =
+		bpf_sk_storage_get(&connections, sk, NULL, BPF_SK_STORAGE_GET_F_CREATE);
+
+	if (connection)
+		connection->written = BPF_CORE_READ((struct tcp_sock *)sk, write_seq);
+	return connection;
+}
+
+/* Has nobody sent by it? */
+static __always_inline bool is_unsent(const struct procnet_connection *connection)
+{
+	return connection->is_opened || (!connection->sender && !connection->is_older);
+}
+
+/*
+ * What the sender has left in the queue is still its own. The first taker is told even if it is the
+ * sender: until then nobody knows whose it is what comes in.
+ */
+static __always_inline int receive_tcp(struct sock *sk)
 {
 	struct procnet_connection *connection = bpf_sk_storage_get(&connections, sk, NULL, 0);
 	__u64 user = current_user();
+	__u32 what = PROCNET_RECEIVE | RECEIVES;
 	struct seen seen;
 
-	if (connection && connection->told == user)
+	if (connection && (connection->receiver == user || is_helped(connection)))
 		return 0;
-	/* A worker of the kernel's (TLS, for one) acts for the socket's user. */
-	if (connection && connection->told && is_kernel_thread())
-		return 0;
-	if (!see(&seen, sk, true) || seen.protocol != IPPROTO_TCP || !seen.tuple.remote_port)
+	if (!see_connection(&seen, sk))
 		return 0;
 	if (!connection)
-		connection = bpf_sk_storage_get(&connections, sk, NULL, BPF_SK_STORAGE_GET_F_CREATE);
-	if (submit(&seen, kind) && connection)
-		connection->told = user;
+		connection = make_connection(sk);
+	if (!connection)
+		return 0;
+	if (is_unsent(connection))
+		what |= SENDS;
+	if (!submit(&seen, what))
+		return 0;
+	connection->receiver = user;
+	if (connection->is_opened)
+		connection->sender = connection->is_opened = 0;
 	return 0;
+}
+
+/* Is the user told already to share the queue with others? */
+static __always_inline bool is_sharer(struct procnet_hand_over *hand_over, __u64 user)
+{
+	for (int i = 0; i < SHARERS; i++)
+		if (hand_over->sharers[i] == user)
+			return true;
+	hand_over->sharers[hand_over->shared++ % SHARERS] = user;
+	return false;
+}
+
+/*
+ * A connection with bytes of another's in its queue. The first that comes behind them is told when
+ * it leaves; where that cannot be said, it is told now that nobody can.
+ */
+static __always_inline void queue_behind(struct sock *sk, struct procnet_connection *connection,
+					 const struct seen *seen, __u32 what, __u32 from_seq,
+					 bool is_busy)
+{
+	__u64 user = current_user(), last = connection->sender;
+	struct procnet_hand_over *hand_over =
+		bpf_sk_storage_get(&hand_overs, sk, NULL, BPF_SK_STORAGE_GET_F_CREATE);
+
+	if (hand_over && !is_busy && !connection->is_waiting && !connection->is_shared) {
+		if (!is_kernel_thread())
+			introduce();
+		fill_event(&hand_over->event, seen, what);
+		hand_over->from_seq = from_seq;
+		hand_over->is_mixed = false;
+		connection->sender = user;
+		connection->is_waiting = true;
+		return;
+	}
+	if (hand_over && !connection->is_shared) {
+		if (connection->is_waiting && !submit_kept(&hand_over->event, PROCNET_FLAG_SHARED))
+			return;
+		connection->is_waiting = false;
+		__builtin_memset(hand_over->sharers, 0, sizeof(hand_over->sharers));
+		is_sharer(hand_over, last);
+	}
+	if ((hand_over && is_sharer(hand_over, user)) || submit(seen, what | SHARED)) {
+		connection->sender = user;
+		connection->is_shared = true;
+	}
+}
+
+/* `from_seq`: what the caller writes has this number or a later one. `is_busy`: others write too. */
+static __always_inline int send_tcp(struct sock *sk, __u32 from_seq, bool is_busy)
+{
+	struct procnet_connection *connection = bpf_sk_storage_get(&connections, sk, NULL, 0);
+	struct tcp_sock *tcp = (struct tcp_sock *)sk;
+	__u64 user = current_user();
+	__u32 what = PROCNET_SEND | SENDS;
+	struct seen seen;
+
+	if (connection && is_helped(connection))
+		return 0;
+	if (!see_connection(&seen, sk))
+		return 0;
+	if (!connection)
+		connection = make_connection(sk);
+	if (!connection)
+		return 0;
+	if (!connection->receiver && !connection->is_older)
+		what |= RECEIVES;
+	if (is_unsent(connection)) {
+		bool is_told = connection->is_opened ? connection->sender == user :
+						       connection->receiver == user;
+
+		if (!is_told && !submit(&seen, what))
+			return 0;
+		connection->sender = user;
+		connection->is_opened = false;
+		return 0;
+	}
+	if (is_busy || (__s32)(from_seq - BPF_CORE_READ(tcp, snd_nxt)) > 0) {
+		queue_behind(sk, connection, &seen, what, from_seq, is_busy);
+		return 0;
+	}
+	if (submit(&seen, what)) {
+		connection->sender = user;
+		connection->is_waiting = connection->is_shared = false;
+	}
+	return 0;
+}
+
+static __always_inline bool is_sender(struct sock *sk)
+{
+	struct procnet_connection *connection = bpf_sk_storage_get(&connections, sk, NULL, 0);
+
+	return connection && connection->sender == current_user() && !connection->is_opened &&
+	       !connection->is_shared;
 }
 
 /* Before the first byte is in the send queue (6.16, 8127837aae8f). */
 SEC("tp_btf/tcp_sendmsg_locked")
 int BPF_PROG(on_tcp_sendmsg_locked, struct sock *sk)
 {
-	return use_tcp(sk, PROCNET_SEND);
+	if (is_sender(sk))
+		return 0;
+	return send_tcp(sk, BPF_CORE_READ((struct tcp_sock *)sk, write_seq), sk->sk_write_pending);
 }
 
 /*
@@ -668,48 +870,64 @@ SEC("tp_btf/sock_send_length")
 int BPF_PROG(on_tcp_send_length, struct sock *sk, int result)
 {
 	struct procnet_connection *connection;
+	__u32 write_seq;
 
 	if (result <= 0 || sk->sk_protocol != IPPROTO_TCP)
 		return 0;
-	use_tcp(sk, PROCNET_SEND);
+	write_seq = BPF_CORE_READ((struct tcp_sock *)sk, write_seq);
+	connection = bpf_sk_storage_get(&connections, sk, NULL, 0);
+	if (!is_sender(sk))
+		send_tcp(sk, connection ? connection->written : write_seq, sk->sk_write_pending);
 	connection = bpf_sk_storage_get(&connections, sk, NULL, 0);
 	if (connection)
-		connection->written = BPF_CORE_READ((struct tcp_sock *)sk, write_seq);
+		connection->written = write_seq;
 	return 0;
 }
 
 /*
  * The first data of a new sender leaves before its call ends. Where a process holds the lock of the
  * socket, no timer and no interrupt sends, but `current` does; if there are more bytes in the queue
- * than when the last call to send ended, it has put them there.
+ * than when the last call to send ended, it has put them there, unless another waits in its call.
  */
-static __always_inline void send_tcp(struct bpf_sock *sk)
+static __always_inline void send_at_egress(struct bpf_sock *sk)
 {
 	struct tcp_sock *tcp = bpf_skc_to_tcp_sock(sk);
 	struct sock *sock = (struct sock *)tcp;
 	struct procnet_connection *connection;
+	__u32 written;
 
-	if (!tcp || !sock->sk_lock.owned)
+	if (!tcp || !sock->sk_lock.owned || sock->sk_write_pending)
 		return;
 	connection = bpf_sk_storage_get(&connections, tcp, NULL, 0);
 	/* Who closes has been told; a FIN is no data. */
 	if (!connection || connection->is_closing || connection->written == tcp->write_seq)
 		return;
+	written = connection->written;
 	connection->written = tcp->write_seq;
-	use_tcp(sock, PROCNET_SEND);
+	if (!is_sender(sock))
+		send_tcp(sock, written, false);
+}
+
+/* Whoever else holds the lock may be about to write. */
+static __always_inline int send_unlocked(struct sock *sk)
+{
+	if (is_sender(sk))
+		return 0;
+	return send_tcp(sk, BPF_CORE_READ((struct tcp_sock *)sk, write_seq),
+			sk->sk_write_pending || sk->sk_lock.owned);
 }
 
 SEC("fentry/tcp_sendmsg")
 int BPF_PROG(on_tcp_sendmsg, struct sock *sk)
 {
-	return use_tcp(sk, PROCNET_SEND);
+	return send_unlocked(sk);
 }
 
 /* sendfile() and splice(), until they became tcp_sendmsg() (6.5, dc97391e6610). */
 SEC("fentry/tcp_sendpage")
 int BPF_PROG(on_tcp_sendpage, struct sock *sk)
 {
-	return use_tcp(sk, PROCNET_SEND);
+	return send_unlocked(sk);
 }
 
 /*
@@ -721,7 +939,7 @@ int BPF_PROG(on_tcp_receive, struct sock *sk)
 {
 	if (!sk->sk_lock.owned)
 		return 0;
-	return use_tcp(sk, PROCNET_RECEIVE);
+	return receive_tcp(sk);
 }
 
 /*
@@ -735,7 +953,7 @@ static __always_inline void accept_tcp(struct sock *sk)
 
 	if (!see(&seen, sk, true) || seen.protocol != IPPROTO_TCP || !seen.tuple.remote_port)
 		return;
-	bpf_sk_storage_get(&connections, sk, NULL, BPF_SK_STORAGE_GET_F_CREATE);
+	make_connection(sk);
 	submit(&seen, PROCNET_ACCEPT);
 }
 
@@ -962,6 +1180,61 @@ static __always_inline bool has_packets(struct bpf_sock *sk)
 	return sk->type == SOCK_DGRAM || sk->type == SOCK_RAW;
 }
 
+struct segment {
+	__u32 seq;
+	__u32 end_seq;
+};
+
+static __always_inline bool read_segment(struct __sk_buff *skb, struct segment *segment)
+{
+	__u8 first, next = IPPROTO_TCP, words;
+	__u32 at;
+
+	if (bpf_skb_load_bytes(skb, 0, &first, 1))
+		return false;
+	at = (first & 15) * 4;
+	if (skb->protocol == bpf_htons(ETH_P_IPV6)) {
+		if (bpf_skb_load_bytes(skb, offsetof(struct ip6_header, next), &next, 1))
+			return false;
+		at = skip_extensions(skb, &next);
+	}
+	if (!at || next != IPPROTO_TCP || bpf_skb_load_bytes(skb, at + 4, &segment->seq, 4) ||
+	    bpf_skb_load_bytes(skb, at + 12, &words, 1))
+		return false;
+	segment->seq = bpf_ntohl(segment->seq);
+	segment->end_seq = segment->seq + skb->len - at - (words >> 4) * 4;
+	return true;
+}
+
+/* Does this packet have the first byte of a sender that waits for that? */
+static __always_inline void hand_over_at(struct __sk_buff *skb, struct bpf_sock *sk)
+{
+	struct procnet_connection *connection = bpf_sk_storage_get(&connections, sk, NULL, 0);
+	struct procnet_hand_over *hand_over;
+	struct segment segment;
+	__u8 flags;
+
+	if (!connection || !connection->is_waiting)
+		return;
+	hand_over = bpf_sk_storage_get(&hand_overs, sk, NULL, 0);
+	if (!hand_over || !read_segment(skb, &segment))
+		return;
+	/* What leaves after the close has nobody else to close it. */
+	flags = connection->is_closing ? PROCNET_FLAG_CLOSES : 0;
+	if ((__s32)(segment.seq - hand_over->from_seq) >= 0) {
+		if (submit_kept(&hand_over->event, flags))
+			connection->is_waiting = false;
+	} else if ((__s32)(segment.end_seq - hand_over->from_seq) > 0 && !hand_over->is_mixed) {
+		hand_over->is_mixed =
+			submit_kept(&hand_over->event, flags | PROCNET_FLAG_SHARED);
+	}
+}
+
+static __always_inline bool is_tcp(struct bpf_sock *sk)
+{
+	return sk->type == SOCK_STREAM && sk->protocol == IPPROTO_TCP;
+}
+
 SEC("cgroup_skb/egress")
 int on_egress(struct __sk_buff *skb)
 {
@@ -969,9 +1242,13 @@ int on_egress(struct __sk_buff *skb)
 
 	if (sk)
 		sk = bpf_sk_fullsock(sk);
-	if (!sk || !has_packets(sk))
+	if (!sk)
 		return 1;
-	return send_packet(skb, sk);
+	if (has_packets(sk))
+		return send_packet(skb, sk);
+	if (is_tcp(sk))
+		hand_over_at(skb, sk);
+	return 1;
 }
 
 SEC("cgroup_skb/egress")
@@ -985,8 +1262,10 @@ int on_egress_and_tcp(struct __sk_buff *skb)
 		return 1;
 	if (has_packets(sk))
 		return send_packet(skb, sk);
-	if (sk->type == SOCK_STREAM && sk->protocol == IPPROTO_TCP)
-		send_tcp(sk);
+	if (is_tcp(sk)) {
+		send_at_egress(sk);
+		hand_over_at(skb, sk);
+	}
 	return 1;
 }
 
@@ -1414,6 +1693,8 @@ int BPF_PROG(on_queue, struct sk_buff *skb)
 		return 0;
 	seen.inode = socket_inode(sk, false);
 	seen.netns = BPF_CORE_READ(sk, __sk_common.skc_net.net, ns.inum);
+	if (is_elsewhere(seen.netns))
+		return 0;
 	use.socket = seen.inode ^ current_user();
 	use.tuple = seen.tuple;
 	now_ns = bpf_ktime_get_boot_ns();
@@ -1453,6 +1734,14 @@ int on_release(struct bpf_sock *ctx)
 	return 1;
 }
 
+static __always_inline void note_older(struct sock *sk)
+{
+	struct procnet_connection *connection = make_connection(sk);
+
+	if (connection)
+		connection->is_older = true;
+}
+
 /*
  * Every open socket with everybody who has it open. Notes what the hooks would have, where they
  * were not there yet, and never over what they have.
@@ -1476,12 +1765,12 @@ int on_open_file(struct bpf_iter__task_file *ctx)
 	sk = of_file->sk;
 	if (!sk || !see(&seen, sk, true))
 		return 0;
-	if (procnet_only_netns && seen.netns != procnet_only_netns)
+	if (is_elsewhere(seen.netns))
 		return 0;
 	if (seen.protocol == IPPROTO_TCP) {
 		/* A listener has nothing to tell. */
-		if (seen.tuple.remote_port)
-			bpf_sk_storage_get(&connections, sk, NULL, BPF_SK_STORAGE_GET_F_CREATE);
+		if (seen.tuple.remote_port && !bpf_sk_storage_get(&connections, sk, NULL, 0))
+			note_older(sk);
 	} else {
 		socket = bpf_sk_storage_get(&sockets, sk, NULL, BPF_SK_STORAGE_GET_F_CREATE);
 		if (socket && !socket->id)

@@ -12,7 +12,7 @@
 #include <linux/types.h>
 #endif
 
-#define PROCNET_LAYOUT 2
+#define PROCNET_LAYOUT 3
 
 #define PROCNET_COMM_LEN 16 /* TASK_COMM_LEN */
 
@@ -30,6 +30,11 @@ enum procnet_event_kind {
 #define PROCNET_FLAG_KERNEL 1
 /* A CLOSE by the same process, at the same time, goes with it. */
 #define PROCNET_FLAG_CLOSES 2
+/* What the process has of a connection from here on; where neither stands: both. */
+#define PROCNET_FLAG_SENDS 4
+#define PROCNET_FLAG_RECEIVES 8
+/* Bytes of the last sender's may leave after this one's first: nobody can tell them apart. */
+#define PROCNET_FLAG_SHARED 16
 
 /*
  * Both addresses are 16 bytes long, IPv4 in its mapped form (::ffff:a.b.c.d). A local wildcard

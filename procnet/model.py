@@ -211,7 +211,9 @@ class OwnerEvent(NamedTuple):
     ``local_address`` may be a wildcard (of the socket's own family) and ``remote_address`` empty
     with ``remote_port`` 0 where the socket is not connected and the hook does not know the peer.
     ``inode`` is the number in ``socket:[...]`` of /proc/PID/fd, 0 where there is none yet.
-    ``kernel`` is true for a kernel thread, which has no process to name.
+    ``kernel`` is true for a kernel thread, which has no process to name. ``sends`` and ``receives``
+    say what of the socket the process has from here on; ``shared`` that bytes of others leave among
+    its own, and nobody can tell which.
     """
 
     time_ns: int
@@ -228,6 +230,9 @@ class OwnerEvent(NamedTuple):
     uid: int
     cgroup_id: int
     kernel: bool
+    sends: bool = True
+    receives: bool = True
+    shared: bool = False
 
 
 class Socket(NamedTuple):

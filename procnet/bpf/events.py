@@ -43,6 +43,7 @@ def decode_event(record: bytes, wall_offset_ns: int) -> OwnerEvent | None:
     remote_address, remote_port = unmapped(raw.remote_address), raw.remote_port
     if remote_address in _WILDCARDS:
         remote_address, remote_port = b"", 0
+    ways = raw.flags & (layout.FLAG_SENDS | layout.FLAG_RECEIVES)
     return OwnerEvent(
         time_ns=raw.time_ns + wall_offset_ns,
         kind=kind,
@@ -58,6 +59,9 @@ def decode_event(record: bytes, wall_offset_ns: int) -> OwnerEvent | None:
         uid=raw.uid,
         cgroup_id=raw.cgroup_id,
         kernel=bool(raw.flags & layout.FLAG_KERNEL),
+        sends=ways != layout.FLAG_RECEIVES,
+        receives=ways != layout.FLAG_SENDS,
+        shared=bool(raw.flags & layout.FLAG_SHARED),
     )
 
 

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from procnet.errors import LayoutError
 
-LAYOUT = 2
+LAYOUT = 3
 """PROCNET_LAYOUT."""
 
 FLAG_KERNEL = 1
@@ -15,6 +15,9 @@ FLAG_KERNEL = 1
 
 FLAG_CLOSES = 2
 """PROCNET_FLAG_CLOSES."""
+
+FLAG_SENDS, FLAG_RECEIVES, FLAG_SHARED = 4, 8, 16
+"""PROCNET_FLAG_SENDS and so on."""
 
 FLAGS_AT = 3
 """Where a record has its flags."""

@@ -3,8 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import copy
 
-from procnet.model import TCP, Evidence, FlowCount, FlowKey, ProcessId
+from procnet.model import (
+    TCP,
+    EventKind,
+    Evidence,
+    FlowCount,
+    FlowKey,
+    OwnerEvent,
+    ProcessId,
+)
 
 ALWAYS_NS = -(1 << 62)
 FOREVER_NS = 1 << 62
@@ -48,9 +57,13 @@ class Claim:
         "inode",
         "kernel",
         "presumed",
+        "receives",
+        "sends",
+        "shared",
         "sure_from_ns",
         "sure_to_ns",
         "takes",
+        "untaken",
         "users",
     )
 
@@ -64,8 +77,15 @@ class Claim:
         sure_from_ns: int,
         sure_to_ns: int,
         has_remote: bool = False,
+        sends: bool = True,
+        receives: bool = True,
     ) -> None:
         self.has_remote = has_remote
+        # Which packets it is about: of a connection, the two directions may have a user each.
+        self.sends = sends
+        self.receives = receives
+        # What the users have sent leaves mixed.
+        self.shared = False
         self.forgotten = False
         self.users = users
         self.evidence = evidence
@@ -83,6 +103,8 @@ class Claim:
         # Of an endpoint: those who took something of which no remote end was told. It may have been
         # of any flow of the socket.
         self.blind: frozenset[ProcessId] = frozenset()
+        # Of a connection: nobody has taken anything yet; what comes in is for whoever does first.
+        self.untaken = False
         # Accepted, but not used yet: whoever uses it first is the owner from the beginning. The
         # kernel tells the acceptor's own first use too.
         self.presumed = False
@@ -90,6 +112,39 @@ class Claim:
     @property
     def is_open(self) -> bool:
         return self.end_ns == FOREVER_NS
+
+    def split(self, sends: bool, receives: bool) -> Claim | None:
+        """What it says of these directions, as a claim of its own, and no longer says itself.
+
+        None if it says nothing else: then it need not be split.
+        """
+        if self.sends <= sends and self.receives <= receives:
+            return None
+        part = copy(self)
+        part.sends, part.receives = self.sends and sends, self.receives and receives
+        self.sends, self.receives = self.sends and not sends, self.receives and not receives
+        return part
+
+    def says(self, event: OwnerEvent) -> bool:
+        """Is it of an event that said the same?"""
+        if self.evidence is not Evidence.KERNEL_EVENT or self.shared is not event.shared:
+            return False
+        return event.process in self.users if event.shared else self.users == {event.process}
+
+    def narrows(self, event: OwnerEvent) -> bool:
+        """Does the event say which of those it is that may have it?"""
+        if self.shared or event.shared:
+            return False
+        return self.presumed or event.process in self.users
+
+    def confirm(self, event: OwnerEvent) -> None:
+        """It is about whom the event is about."""
+        if not event.shared:
+            self.users = frozenset((event.process,))
+        self.presumed = self.presumed and event.kind is EventKind.ACCEPT
+        self.untaken = self.untaken and event.kind is not EventKind.RECEIVE
+        self.kernel = event.kernel
+        self.inode = self.inode or event.inode
 
     def close(self, at_ns: int) -> None:
         """Nothing after ``at_ns`` is the owner's, but what a closed socket still answers for."""
@@ -124,6 +179,23 @@ class Claim:
         return self.sure_from_ns - slack_ns <= end_ns and begin_ns <= self.sure_to_ns + slack_ns
 
 
+def told(event: OwnerEvent, begin_ns: int, *, has_remote: bool) -> Claim:
+    """What an event says, from its time on."""
+    claim = Claim(
+        frozenset((event.process,)),
+        Evidence.KERNEL_EVENT,
+        event.inode,
+        begin_ns=begin_ns,
+        sure_from_ns=event.time_ns,
+        sure_to_ns=FOREVER_NS,
+        has_remote=has_remote,
+    )
+    claim.kernel = event.kernel
+    claim.presumed = event.kind is EventKind.ACCEPT
+    claim.untaken = event.protocol == TCP and event.kind is not EventKind.RECEIVE
+    return claim
+
+
 def somebody(key: FlowKey, inode: int, begin_ns: int, end_ns: int) -> Claim:
     """Who it was then, nobody saw."""
     claim = Claim(
@@ -155,6 +227,8 @@ def blurred(claims: Sequence[Claim], lost_ns: int) -> Claim:
     claim.end_ns = max(claim.end_ns for claim in claims)
     claim.kernel = all(claim.kernel for claim in claims)
     claim.injects = last.injects
+    claim.sends = any(claim.sends for claim in claims)
+    claim.receives = any(claim.receives for claim in claims)
     claim.takes = all(claim.takes for claim in claims)
     claim.blind = frozenset().union(*(claim.blind for claim in claims))
     return claim

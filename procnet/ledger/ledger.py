@@ -194,7 +194,9 @@ class Ledger:
             if key.protocol == TCP:
                 generation = self._generations.interval(key, count.first_ns)
             looked = last_ns < self._looks_ns[1]
-            verdict = decide(self.owners, count, generation, looked=looked, last_word=last_word)
+            verdict = decide(
+                self.owners, count, generation, looked=looked, last_word=last_word, late=late
+            )
             if verdict.reason is Reason.AMBIGUOUS and not count.sent and not late:
                 verdict = SEEN  # whoever takes it may still be told
         if verdict is UNSEEN:

@@ -8,8 +8,8 @@ open what was between two. ``verdict.py`` reads it.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from itertools import islice
 
+from procnet.ledger.births import Births
 from procnet.ledger.claims import (
     ALWAYS_NS,
     CLOCK_SLACK_NS,
@@ -18,14 +18,15 @@ from procnet.ledger.claims import (
     blurred,
     shifted,
     somebody,
+    told,
 )
 from procnet.ledger.endpoints import Endpoints
 from procnet.ledger.keys import WILDCARDS, Port, key_of_event, key_of_socket, local_key
+from procnet.ledger.losses import Losses
 from procnet.model import (
     TCP,
     EventKind,
     Evidence,
-    FlowCount,
     FlowKey,
     OwnerEvent,
     ProcessId,
@@ -53,11 +54,9 @@ class OwnerTable:
         self._sighted: dict[tuple[FlowKey, int], Claim] = {}
         self._contested: dict[FlowKey, int] = {}
         self._holders: dict[int, frozenset[ProcessId]] = {}
-        # Claims of events, believed until the close or until events are lost.
-        self._believed: list[Claim] = []
-        self._lost_ns = (ALWAYS_NS, ALWAYS_NS)
-        # Since when each socket may have been there.
-        self._first_ns: dict[int, int] = {}
+        self.losses = Losses()
+        """Of events."""
+        self._births = Births(2 * max_endpoints)
         self._previous_look_ns = ALWAYS_NS
 
     def claims(self, key: FlowKey) -> Iterable[Claim]:
@@ -76,13 +75,7 @@ class OwnerTable:
     def is_crowded(self) -> bool:
         """Is there so much that ``forget`` must not wait for its time?"""
         most = self._max_endpoints + self._max_endpoints // 4
-        return len(self._claims) > most or len(self._believed) > 2 * most
-
-    def may_be_untold(self, count: FlowCount) -> bool:
-        """Were events lost at the time of the run, so that a user of the socket may be missing?"""
-        since_ns, until_ns = self._lost_ns
-        slack_ns = CLOCK_SLACK_NS
-        return since_ns - slack_ns <= count.last_ns and count.first_ns <= until_ns + slack_ns
+        return len(self._claims) > most or len(self.losses) > 2 * most
 
     def contested(self, key: FlowKey, at_ns: int) -> bool:
         """Did sockets take turns there lately, so that what lies between two looks is unsure?"""
@@ -108,43 +101,66 @@ class OwnerTable:
 
     def lost(self, since_ns: int, until_ns: int = ALWAYS_NS) -> None:
         """Events were lost between the two: no claim of an event is sure any more after it."""
-        going_on = self._lost_ns[1] + CONTESTED_NS >= since_ns
-        self._lost_ns = (self._lost_ns[0] if going_on else since_ns, max(since_ns, until_ns))
-        for claim in self._believed:
-            claim.sure_to_ns = min(claim.sure_to_ns, max(since_ns, claim.sure_from_ns))
-        self._believed = []
+        self.losses.add(since_ns, until_ns)
 
     def _use(self, key: FlowKey, event: OwnerEvent) -> None:
         claims = self._claims.at(key)
+        sends, receives = event.sends, event.receives
+        users = {event.process}
         # A process that has sent by this tuple is not told of again when it receives by it: what
         # lay in the socket before may be its own. (What it sent begins with sure_from_ns.)
         takes = key.protocol != TCP or event.kind in (EventKind.ACCEPT, EventKind.RECEIVE)
         begin_ns = ALWAYS_NS if takes else event.time_ns
         floor_ns = self._floor_ns(key, event)
-        for claim in [claim for claim in claims if claim.is_open]:
+        if event.kind is EventKind.RECEIVE:
+            self._take_first(key, event)
+        for known in [claim for claim in claims if claim.is_open]:
             # A child that is not grafted to its socket yet has no inode.
-            same_socket = event.inode == claim.inode or not (event.inode and claim.inode)
+            same_socket = event.inode == known.inode or not (event.inode and known.inode)
             if not same_socket:
                 if key.protocol == TCP:
-                    claim.close(event.time_ns)
+                    known.close(event.time_ns)
                 continue
+            if not (known.sends and event.sends) and not (known.receives and event.receives):
+                continue
+            claim = known if known.says(event) else self._part(key, known, event)
+            if event.shared:
+                users |= claim.users
             if claim.evidence is not Evidence.KERNEL_EVENT:
-                # Nobody has used the socket since the hooks were in place, or there were a claim
-                # of that use: what only lay in the socket is for the one who uses it now.
+                # Nobody has used the socket since the hooks were in place, or there were a
+                # claim of that use: what only lay in it is for the one who uses it now.
                 begin_ns = min(begin_ns, claim.begin_ns)
                 self._drop(key, claim)
-            elif claim.presumed or event.process in claim.users:
-                claim.users = frozenset((event.process,))
-                claim.presumed = claim.presumed and event.kind is EventKind.ACCEPT
-                claim.kernel = event.kernel
-                claim.inode = claim.inode or event.inode
+            elif claim.says(event) or claim.narrows(event):
+                claim.confirm(event)
                 self._remember(key, claim)
-                return
+                sends, receives = sends and not claim.sends, receives and not claim.receives
             else:
                 claim.close(event.time_ns)
                 # What the last user left in the socket is for this one.
                 begin_ns = min(begin_ns, claim.begin_ns)
-        self._add_event_claim(key, event, max(begin_ns, floor_ns))
+        if sends or receives:
+            claim = self._add_event_claim(key, event, max(begin_ns, floor_ns))
+            claim.users = frozenset(users)
+            claim.sends, claim.receives, claim.shared = sends, receives, event.shared
+
+    def _take_first(self, key: FlowKey, event: OwnerEvent) -> None:
+        """Nobody took anything before: what came in until now is for this process."""
+        for claim in list(self.claims(key)):
+            if claim.untaken and not claim.presumed and event.inode == claim.inode:
+                if claim.users != {event.process}:
+                    claim = self._part(key, claim, event._replace(sends=False))
+                claim.confirm(event)
+
+    def _part(self, key: FlowKey, claim: Claim, event: OwnerEvent) -> Claim:
+        """What the claim says of the event's directions; the rest of it stays."""
+        part = claim.split(event.sends, event.receives)
+        if part is None:
+            return claim
+        self._claims.at(key).append(part)
+        if part.evidence is Evidence.KERNEL_EVENT:
+            self.losses.believe(part)
+        return part
 
     def _inject(self, key: FlowKey, event: OwnerEvent) -> None:
         """A frame of the process's own making: says nothing of sockets, and only of a moment."""
@@ -186,24 +202,12 @@ class OwnerTable:
         """Before it, the socket was not there: the look before it was first heard of."""
         if key.protocol == TCP:
             return ALWAYS_NS
-        if event.inode not in self._first_ns:
-            self._first_ns[event.inode] = min(event.time_ns, self._previous_look_ns)
-        return self._first_ns[event.inode]
+        return self._births.of(event.inode, min(event.time_ns, self._previous_look_ns))
 
     def _add_event_claim(self, key: FlowKey, event: OwnerEvent, begin_ns: int) -> Claim:
-        claim = Claim(
-            frozenset((event.process,)),
-            Evidence.KERNEL_EVENT,
-            event.inode,
-            begin_ns=begin_ns,
-            sure_from_ns=event.time_ns,
-            sure_to_ns=FOREVER_NS,
-            has_remote=bool(key.remote_address),
-        )
-        claim.kernel = event.kernel
-        claim.presumed = event.kind is EventKind.ACCEPT
+        claim = told(event, begin_ns, has_remote=bool(key.remote_address))
         self._claims.at(key).append(claim)
-        self._believed.append(claim)
+        self.losses.believe(claim)
         self._remember(key, claim)
         self._blur(self._claims, key)
         return claim
@@ -213,7 +217,7 @@ class OwnerTable:
         for claim in self.claims(key_of_event(event)):
             if not claim.inode:
                 claim.close(event.time_ns)
-        self._first_ns.pop(event.inode, None)
+        self._births.end(event.inode)
         for key in self._by_inode.pop(event.inode, ()):
             for claim in (*self.claims(key), *self.listeners(key)):
                 if claim.inode == event.inode:
@@ -277,10 +281,7 @@ class OwnerTable:
                     if not claim.users & holders and not claim.presumed:
                         claim.close(scan.started_ns)
         self._holders = dict(scan.holders)
-        first_ns = self._first_ns
-        self._first_ns = {
-            inode: first_ns.get(inode, self._previous_look_ns) for inode in scan.holders
-        }
+        self._births.look(scan.holders, self._previous_look_ns)
 
     def _sight(
         self,
@@ -291,6 +292,7 @@ class OwnerTable:
         scan: SocketScan,
     ) -> Claim | None:
         claims = table.at(key)
+        sends = receives = True
         for known in claims:
             if known.evidence is not Evidence.KERNEL_EVENT or known.inode != inode:
                 continue
@@ -298,8 +300,7 @@ class OwnerTable:
                 return None  # closed since the look began
             if known.is_open:
                 # An event beats a look. It shows a socket that is still there, and who else might
-                # read from it where its remotes are many.
-                # After a loss of events, that is so for every socket.
+                # read from it where its remotes are many or events were lost.
                 if known.presumed:
                     # Accepted and not used yet: it is for one of those who have it now.
                     known.users = holders
@@ -307,7 +308,9 @@ class OwnerTable:
                 if many or known.sure_to_ns < FOREVER_NS:
                     known.users |= holders
                 known.sure_to_ns = max(known.sure_to_ns, scan.started_ns)
-                return None
+                sends, receives = sends and not known.sends, receives and not known.receives
+        if not sends and not receives:
+            return None
         begin_ns = self._previous_look_ns
         if len(holders) == 1:
             (holder,) = holders
@@ -329,6 +332,8 @@ class OwnerTable:
             sure_from_ns=scan.ended_ns,
             sure_to_ns=scan.ended_ns,
             has_remote=bool(key.remote_address),
+            sends=sends,
+            receives=receives,
         )
         claims.append(claim)
         self._remember(key, claim)
@@ -340,10 +345,10 @@ class OwnerTable:
     def shift(self, step_ns: int) -> None:
         """The wall clock was set: the same moments have other names."""
         self._previous_look_ns = shifted(self._previous_look_ns, step_ns)
-        self._lost_ns = (shifted(self._lost_ns[0], step_ns), shifted(self._lost_ns[1], step_ns))
-        for times in (self._first_ns, self._contested):
-            for each, at_ns in times.items():
-                times[each] = shifted(at_ns, step_ns)  # type: ignore[index]
+        self.losses.shift(step_ns)
+        self._births.shift(step_ns)
+        for key, until_ns in self._contested.items():
+            self._contested[key] = shifted(until_ns, step_ns)
         for table in (self._claims, self._listeners):
             for claims in table.values():
                 for claim in claims:
@@ -359,18 +364,14 @@ class OwnerTable:
         for key in self._claims.oldest(len(self._claims) - self._max_endpoints):
             self.evicted_endpoints += 1
             self._let_go(self._claims, key, self._claims[key])
-        self._believed = [
-            claim for claim in self._believed if claim.end_ns == FOREVER_NS and not claim.forgotten
-        ]
-        crowd = max(0, len(self._first_ns) - 2 * self._max_endpoints)
-        for inode in list(islice(self._first_ns, crowd)):
-            del self._first_ns[inode]
+        self.losses.forget()
+        self._births.forget()
 
     def _blur(self, table: Endpoints, key: FlowKey) -> None:
         """What many turns left on one endpoint becomes one claim, of whoever had a turn."""
         surplus = table.surplus(key)
         if surplus:
-            claim = blurred(surplus, self._lost_ns[1])
+            claim = blurred(surplus, self.losses.until_ns)
             self._let_go(table, key, surplus)
             table.at(key).insert(0, claim)
             self._remember(key, claim)
@@ -395,4 +396,5 @@ class OwnerTable:
 
     def _drop(self, key: FlowKey, claim: Claim) -> None:
         self._claims[key].remove(claim)
-        self._sighted.pop((key, claim.inode), None)
+        if self._sighted.get((key, claim.inode)) is claim:
+            del self._sighted[key, claim.inode]

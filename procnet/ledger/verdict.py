@@ -76,14 +76,16 @@ def decide(
     *,
     looked: bool,
     last_word: bool,
+    late: bool,
 ) -> Verdict:
     """Whose the run is; ``SEEN`` or ``UNSEEN`` to wait, but never if it is the ``last_word``.
 
     ``generation`` is the time of the TCP connection that the run belongs to. ``looked``: the
     sockets were looked at since, so whoever shares the socket has had time to be heard of.
+    ``late``: so has whoever takes what has come in.
     """
-    verdict = _decide(owners, count, generation, looked=looked, last_word=last_word)
-    if verdict.process is None or not owners.may_be_untold(count):
+    verdict = _decide(owners, count, generation, looked=looked, last_word=last_word, late=late)
+    if verdict.process is None or not owners.losses.hit(count):
         return verdict
     assert count.key is not None
     told = (claim for rung in ladder(count.key) for claim in owners.claims(rung))
@@ -99,11 +101,12 @@ def _decide(
     *,
     looked: bool,
     last_word: bool,
+    late: bool,
 ) -> Verdict:
     key = count.key
     assert key is not None
     if key.protocol == TCP:
-        return _of_connection(owners, count, generation, looked or last_word, last_word)
+        return _of_connection(owners, count, generation, looked or last_word, last_word, late)
     claims = _claims_of_sender(owners, count) if count.sent else _claims_of_taker(owners, count)
     if not claims:
         if not last_word:
@@ -187,12 +190,13 @@ def _of_connection(
     generation: tuple[int, int],
     looked: bool,
     last_word: bool,
+    late: bool,
 ) -> Verdict:
     assert count.key is not None
     claims = [
         claim
         for claim in owners.claims(count.key)
-        if claim.touches(*generation) and (count.sent or not claim.injects)
+        if claim.touches(*generation) and _is_about(claim, count)
     ]
     # The next connection's owner is within the slack of the clocks, if it accepts at once.
     claims = [claim for claim in claims if claim.touches(*generation, slack_ns=0)] or claims
@@ -201,6 +205,8 @@ def _of_connection(
     if sure:
         told = any(claim.evidence is Evidence.KERNEL_EVENT for claim in current)
         if any(claim.presumed for claim in sure) and not last_word:
+            return SEEN
+        if any(claim.untaken for claim in sure) and not count.sent and not late:
             return SEEN
         if told and not count.sent:
             # What lies in the socket is for whoever uses it next, and that is told later.
@@ -215,6 +221,13 @@ def _of_connection(
     if any(claim.may_cover(count, grace_ns(TCP)) and not claim.injects for claim in claims):
         return _late(owners, count, (count.key,), generation)
     return _listener(owners, count)
+
+
+def _is_about(claim: Claim, count: FlowCount) -> bool:
+    """Of a connection: an acknowledgement belongs to what is acknowledged."""
+    if claim.injects:
+        return count.sent
+    return claim.sends if count.sent is (count.payload_bytes > 0) else claim.receives
 
 
 def _surest(sure: list[Claim], current: list[Claim], count: FlowCount) -> list[Claim]:
@@ -241,6 +254,7 @@ def _late(
         for claim in owners.claims(rung)
         if claim.may_cover(count, grace)
         and not claim.injects
+        and (count.key.protocol != TCP or _is_about(claim, count))
         and claim.end_ns <= count.first_ns + CLOCK_SLACK_NS
         and claim.touches(*generation)
     ]

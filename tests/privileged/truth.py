@@ -17,10 +17,14 @@ SCENARIOS = (
     "reuseport",
     "forked_udp_sender",
     "forked_tcp_sender",
+    "writer_and_reader",
     "passed_socket",
     "port_handover",
     "short_connections",
 )
+# Of bytes that wait in one queue with another process's, so many may be told of neither: a packet
+# that has bytes of both, at both ends, or all that is sent until the queue is empty.
+QUEUED = {"writers_in_turn": 2 * 65_536, "writers_by_turns": 4 * 31 * 20_011}
 
 Truth = list[dict[str, Any]]
 

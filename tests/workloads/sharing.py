@@ -239,6 +239,85 @@ def forked_tcp_sender() -> Truth:
     return truth
 
 
+def slow_connection() -> tuple[socket.socket, socket.socket, object, object]:
+    """Two ends, of which the first can write far more than the second lets in, and their names."""
+    listener = socket.socket()
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65_536)
+    listener.bind((HOST, 0))
+    listener.listen()
+    listener.settimeout(TIMEOUT_S)
+    sock = socket.socket()
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4 << 20)
+    sock.settimeout(TIMEOUT_S)
+    sock.connect(listener.getsockname())
+    accepted, _ = listener.accept()
+    accepted.settimeout(TIMEOUT_S)
+    listener.close()
+    return sock, accepted, sock.getsockname(), accepted.getsockname()
+
+
+def writer_and_reader() -> Truth:
+    """Of one connection a child writes much, and its parent takes what comes in meanwhile."""
+    sock, accepted, here, there = slow_connection()
+
+    def write() -> Truth:
+        accepted.close()
+        sock.sendall(bytes(2_000_003))
+        return [moved("tcp", here, there, 2_000_003)]
+
+    writer = Child(write)
+    received = taken = 0
+    for size in (11, 13, 17, 19, 23, 29, 31):
+        received += receive(accepted, 65_537)
+        accepted.sendall(bytes(size))
+        taken += receive(sock, size)
+    received += receive(accepted, 2_000_003 - received)
+    return [
+        *writer.truth(),
+        moved("tcp", here, there, 0, taken),
+        moved("tcp", there, here, taken, received),
+    ]
+
+
+def writers_in_turn() -> Truth:
+    """One writes and ends; what it wrote is mostly still in the queue when the next one writes."""
+    sock, accepted, here, there = slow_connection()
+
+    def write(size: int) -> Truth:
+        accepted.close()
+        sock.sendall(bytes(size))
+        return [moved("tcp", here, there, size)]
+
+    truth = Child(lambda: write(1_000_003)).truth()
+    truth += Child(lambda: write(700_001)).truth()
+    received = receive(accepted, 1_700_004)
+    return [*truth, moved("tcp", there, here, 0, received)]
+
+
+def writers_by_turns() -> Truth:
+    """Two write by turns into one queue, far faster than it is emptied."""
+    sock, accepted, here, there = slow_connection()
+    turns, size = 31, 20_011
+    one_reads, one_writes = os.pipe()
+    two_reads, two_writes = os.pipe()
+
+    def write(mine: int, theirs: int) -> Truth:
+        accepted.close()
+        for _ in range(turns):
+            os.read(mine, 1)
+            sock.sendall(bytes(size))
+            os.write(theirs, b"x")
+        return [moved("tcp", here, there, turns * size)]
+
+    children = [
+        Child(lambda: write(one_reads, two_writes)),
+        Child(lambda: write(two_reads, one_writes)),
+    ]
+    os.write(one_writes, b"x")
+    truth = [entry for child in children for entry in child.truth()]
+    return [*truth, moved("tcp", there, here, 0, receive(accepted, 2 * turns * size))]
+
+
 def passed_socket() -> Truth:
     """A socket goes to another process over a Unix socket, and only that one uses it then."""
     here, there = socket.socketpair(socket.AF_UNIX)
@@ -317,6 +396,9 @@ SCENARIOS = {
         reuseport,
         forked_udp_sender,
         forked_tcp_sender,
+        writer_and_reader,
+        writers_in_turn,
+        writers_by_turns,
         passed_socket,
         port_handover,
         short_connections,

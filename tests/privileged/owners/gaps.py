@@ -23,6 +23,7 @@ class Instead(Enum):
     NO_PEER = "the right process, without the other end"
     WILDCARD = "the right process, with a wildcard for its own address"
     NO_PORTS = "the right process, without the id or the ports that are in the data"
+    SHARED = "both processes, as ones of which nobody can tell whose a byte is"
 
 
 class Gap(NamedTuple):
@@ -40,6 +41,7 @@ GAPS: dict[str, dict[str, Gap]] = {
         "ICMP id of a raw socket": Gap(Instead.NO_PORTS, "A raw socket has no ports"),
         "injected frame": Gap(Instead.NOTHING, "SCTP, AF_PACKET, AF_XDP: no hook"),
         "header of one's own": Gap(Instead.NO_PORTS, "the protocol is in the data"),
+        "queue of two senders": Gap(Instead.SHARED, "until the queue was found empty"),
     },
     "CO-RE without security_sock_graft": {
         "accept without address": Gap(Instead.LATE, "told when the connection closes"),

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from procnet.model import IPV4_WILDCARD, IPV6_WILDCARD, TCP, EventKind
+from procnet.model import IPV4_WILDCARD, IPV6_WILDCARD, TCP, EventKind, OwnerEvent
 from tests.privileged.owners.actors import (
     FAMILIES,
     INET,
@@ -34,6 +34,7 @@ from tests.privileged.owners.gaps import Instead
 
 CONNECT, ACCEPT, SEND, RECEIVE, CLOSE, INJECT = EventKind
 WORKERS = 5
+SO_SNDBUFFORCE = 32  # include/uapi/asm-generic/socket.h
 
 
 @pytest.mark.parametrize(("family", "host"), FAMILIES)
@@ -240,3 +241,102 @@ def test_without_a_copy_it_is_sending_too(witness: Witness, tmp_path: Path, call
     assert kinds(events) == [CONNECT, SEND]
     assert [who_told(event) for event in events] == [who(), sender]
     close(client, accepted, listener)
+
+
+def ways(event: OwnerEvent) -> tuple[bool, bool, bool]:
+    return event.sends, event.receives, event.shared
+
+
+def test_who_takes_does_not_send(witness: Witness) -> None:
+    client, accepted, listener = connection()
+    _, sender = run(lambda: client.send(b"from the child"))
+    accepted.sendall(b"to the parent")
+    assert len(client.recv(100)) == 13
+    _, again = run(lambda: client.send(b"from another child"))
+    accepted.sendall(b"to the parent")
+    assert len(client.recv(100)) == 13
+    connect, first, taken, second = witness.of(client)
+    assert [who_told(event) for event in (connect, first, taken, second)] == [
+        who(), sender, who(), again,
+    ]  # fmt: skip
+    # As long as nobody has taken anything, the sender is all that there is.
+    assert [ways(event) for event in (connect, first)] == [(True, True, False)] * 2
+    assert ways(taken) == (False, True, False)
+    assert ways(second) == (True, False, False)
+    close(client, accepted, listener)
+
+
+def test_who_takes_first_from_a_connection_that_nobody_sent_by_has_it_all(
+    witness: Witness,
+) -> None:
+    client, accepted, listener = connection()
+    accepted.sendall(b"x")
+    _, taker = run(lambda: len(client.recv(1)))
+    connect, taken = witness.of(client)
+    assert [who_told(event) for event in (connect, taken)] == [who(), taker]
+    assert ways(taken) == (True, True, False)
+    close(client, accepted, listener)
+
+
+def full_connection() -> tuple[socket.socket, socket.socket, int]:
+    """Both ends of a connection whose queue is full, and how many bytes were written."""
+    listener = socket.socket()
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    listener.bind(("127.0.0.1", 0))
+    listener.listen()
+    client = socket.create_connection(listener.getsockname())
+    accepted, _ = listener.accept()
+    listener.close()
+    client.setblocking(False)
+    written = 0
+    with pytest.raises(BlockingIOError):
+        while True:
+            written += client.send(bytes(1009))
+    # Room for what follows, none of which can leave: the other end lets nothing in.
+    client.setsockopt(socket.SOL_SOCKET, SO_SNDBUFFORCE, 4 * written)
+    client.settimeout(10)
+    accepted.settimeout(10)
+    return client, accepted, written
+
+
+def take(sock: socket.socket, size: int) -> None:
+    while size:
+        size -= len(sock.recv(size))
+
+
+def test_a_sender_is_told_when_its_first_byte_leaves(witness: Witness) -> None:
+    client, accepted, written = full_connection()
+    _, sender = run(lambda: client.sendall(bytes(300_007)))
+    early = witness.of(client)
+    take(accepted, written + 300_007)
+    events = witness.of(client)
+    if witness.gap("queue of two senders") is Instead.SHARED:
+        assert kinds(early) == [CONNECT, SEND]
+        assert ways(early[1]) == (True, True, True)
+        assert events == early
+    else:
+        assert kinds(early) == [CONNECT]
+        # One packet may have had bytes of both.
+        assert kinds(events) in ([CONNECT, SEND], [CONNECT, SEND, SEND])
+        assert ways(events[-1]) == (True, True, False)
+        assert all(event.shared for event in events[1:-1])
+    assert {who_told(event) for event in events[1:]} == {sender}
+    # The next one finds the queue empty.
+    _, last = run(lambda: client.send(b"x"))
+    (event,) = witness.of(client)[len(events) :]
+    assert (who_told(event), ways(event)) == (last, (True, True, False))
+    close(client, accepted)
+
+
+def test_three_senders_in_one_queue_share_it(witness: Witness) -> None:
+    client, accepted, written = full_connection()
+    senders = [run(lambda: client.send(bytes(101)))[1] for _ in range(2)]
+    take(accepted, written + 202)
+    events = witness.of(client)
+    assert kinds(events) == [CONNECT, SEND, SEND]
+    assert [who_told(event) for event in events[1:]] == senders
+    assert all(event.shared for event in events[1:])
+    assert client.send(b"x") == 1
+    (event,) = witness.of(client)[3:]
+    assert (who_told(event), event.shared) == (who(), False)
+    close(client, accepted)

@@ -67,20 +67,22 @@ def as_bytes(value: int | bytes) -> bytes:
     return value if isinstance(value, bytes) else value.to_bytes(8, "little")
 
 
+FLAGS = ("KERNEL", "CLOSES", "SENDS", "RECEIVES", "SHARED")
+
+
 def test_the_numbers_are_those_of_the_header(tmp_path: Path) -> None:
-    size, process_size, version, kernel, closes, flags_at, *kinds = told_by_c(
+    size, process_size, version, flags_at, *numbers = told_by_c(
         tmp_path,
         ["sizeof(struct procnet_owner_event)", "sizeof(struct procnet_process)"]
-        + ["PROCNET_LAYOUT", "PROCNET_FLAG_KERNEL", "PROCNET_FLAG_CLOSES"]
-        + ["offsetof(struct procnet_owner_event, flags)"]
+        + ["PROCNET_LAYOUT", "offsetof(struct procnet_owner_event, flags)"]
+        + [f"PROCNET_FLAG_{name}" for name in FLAGS]
         + [f"PROCNET_{kind.name}" for kind in EventKind],
     )
     assert size == layout.OWNER_EVENT.size
     assert process_size == layout.PROCESS.size
     assert version == layout.LAYOUT
-    assert kernel == layout.FLAG_KERNEL
-    assert (closes, flags_at) == (layout.FLAG_CLOSES, layout.FLAGS_AT)
-    assert kinds == list(EventKind)
+    assert flags_at == layout.FLAGS_AT
+    assert numbers == [*(getattr(layout, f"FLAG_{name}") for name in FLAGS), *EventKind]
 
 
 def test_a_frame_that_is_handed_up_is_kept_as_far_as_others_are() -> None:

@@ -72,6 +72,10 @@ class Sock:
         self.dead = -1
         # The tuple -> its last user, as the hooks remember it.
         self.users: dict[tuple[bytes, int], ProcessId] = {}
+        # The same of a connection, which has one for each direction; the opener has sent nothing.
+        self.sender: ProcessId | None = None
+        self.receiver: ProcessId | None = None
+        self.opener: ProcessId | None = None
 
     @property
     def connected(self) -> bool:
@@ -222,20 +226,46 @@ class Simulator:
         if sock.protocol == TCP and sock.connected:
             self.gone.append(sock)
 
+    def _tell_connected(self, sock: Sock, process: ProcessId, kind: EventKind) -> None:
+        """bpf/owners.bpf.c, send_tcp() and receive_tcp(); nothing waits in the queue."""
+        if kind is EventKind.SEND:
+            told = sock.sender or sock.receiver or sock.opener
+            sends, receives = True, sock.receiver is None
+            sock.sender = process
+        else:
+            told = sock.receiver
+            sends, receives = sock.sender is None, True
+            sock.receiver = process
+        if told != process:
+            self._emit(sock, process, kind, HERE, sock.remote, sends=sends, receives=receives)
+
     def _tell(self, sock: Sock, process: ProcessId, kind: EventKind, remote: int) -> None:
+        if sock.protocol == TCP and kind is not EventKind.CONNECT:
+            self._tell_connected(sock, process, kind)
+            return
+        if kind is EventKind.CONNECT:
+            sock.opener = process
         local = HERE if kind is EventKind.RECEIVE else sock.local
         if sock.users.get((local, remote)) != process:
             sock.users[local, remote] = process
             self._emit(sock, process, kind, local, remote)
 
     def _emit(
-        self, sock: Sock, process: ProcessId, kind: EventKind, local: bytes, remote: int
+        self,
+        sock: Sock,
+        process: ProcessId,
+        kind: EventKind,
+        local: bytes,
+        remote: int,
+        *,
+        sends: bool = True,
+        receives: bool = True,
     ) -> None:
         self.now += 1000
         there = THERE if remote else b""
         event = OwnerEvent(
             self.now, kind, NETNS, sock.protocol, local, sock.port, there, remote, sock.inode,
-            process, "name", 0, 0, False,
+            process, "name", 0, 0, False, sends, receives,
         )  # fmt: skip
         if self.events_on:
             self.events.append(event)

@@ -155,7 +155,7 @@ def test_a_full_table_lets_go_of_closed_sockets_first_and_of_all_that_points_to_
     owners.forget(100)
     assert not owners.is_crowded
     assert all(list(owners.claims(flow(UDP, port))) for port in range(1, 9)), "open ones stay"
-    assert len(owners._by_inode) <= 10 and len(owners._believed) <= 10
+    assert len(owners._by_inode) <= 10 and len(owners.losses) <= 10
 
 
 def test_a_socket_whose_endpoint_was_let_go_is_found_again_by_the_next_look() -> None:

@@ -81,6 +81,8 @@ class World:
         *,
         inode: int = 7001,
         kernel: bool = False,
+        ways: str = "both",
+        shared: bool = False,
     ) -> None:
         key = flow() if key is None else key
         self.ledger.observe(
@@ -100,6 +102,9 @@ class World:
                     0,
                     0,
                     kernel,
+                    sends=ways != "receives",
+                    receives=ways != "sends",
+                    shared=shared,
                 )
             ]
         )

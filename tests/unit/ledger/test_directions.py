@@ -1,0 +1,110 @@
+"""A connection whose directions have different users."""
+
+from __future__ import annotations
+
+import pytest
+
+from procnet.model import TCP, EventKind, ProcessId, Reason
+from tests.unit.ledger.world import ALICE, BOB, CAROL, World, connected, flow
+
+CLIENT = flow(TCP, 50021, 80)
+CONNECT, ACCEPT, SEND, RECEIVE, CLOSE, INJECT = EventKind
+
+
+def test_who_receives_does_not_take_over_what_is_sent() -> None:
+    world = World()
+    world.event(0, ALICE, CONNECT, CLIENT)
+    world.event(1, ALICE, RECEIVE, CLIENT, ways="receives")
+    world.event(2, BOB, SEND, CLIENT, ways="sends")
+    world.packets(5, CLIENT)
+    world.event(6, ALICE, RECEIVE, CLIENT, ways="receives")
+    world.packets(7, CLIENT)
+    world.packets(8, CLIENT, sent=False)
+    world.settle(9, final=True)
+    assert world.verdicts() == {BOB: (2, 202), ALICE: (1, 101)}
+
+
+def test_what_came_before_anybody_took_anything_is_for_the_first_who_does() -> None:
+    world = World()
+    world.event(0, ALICE, CONNECT, CLIENT)
+    world.event(1, ALICE, SEND, CLIENT)
+    world.packets(2, CLIENT, sent=False)
+    world.look(1000, (connected(CLIENT), {ALICE, BOB}))
+    world.look(2000, (connected(CLIENT), {ALICE, BOB}))
+    world.settle(2001)
+    assert world.verdicts() == {Reason.PENDING: (1, 101)}
+    world.event(2002, BOB, RECEIVE, CLIENT, ways="receives")
+    world.look(3000, (connected(CLIENT), {ALICE, BOB}))
+    world.settle(3001)
+    world.packets(3002, CLIENT)
+    world.settle(3003)
+    assert world.verdicts() == {BOB: (1, 101), ALICE: (1, 101)}
+
+
+def test_what_the_first_taker_sends_not_stays_with_the_sender() -> None:
+    world = World()
+    world.event(0, ALICE, CONNECT, CLIENT)
+    world.packets(1, CLIENT)
+    world.event(2, BOB, RECEIVE, CLIENT)  # nobody has sent: it has both
+    world.packets(3, CLIENT)
+    world.settle(4, final=True)
+    assert world.verdicts() == {ALICE: (1, 101), BOB: (1, 101)}
+
+
+def test_an_acknowledgement_belongs_to_what_is_acknowledged() -> None:
+    world = World()
+    world.event(0, ALICE, CONNECT, CLIENT)
+    world.event(1, ALICE, SEND, CLIENT)
+    world.event(2, BOB, RECEIVE, CLIENT, ways="receives")
+    world.packets(3, CLIENT, payload=0)
+    world.packets(4, CLIENT, payload=0, sent=False, number=3)
+    world.settle(5, final=True)
+    assert world.verdicts() == {BOB: (1, 0), ALICE: (3, 0)}
+
+
+def test_what_two_have_in_one_queue_is_ambiguous_until_it_is_empty() -> None:
+    world = World()
+    world.event(0, ALICE, CONNECT, CLIENT)
+    world.packets(1, CLIENT)
+    world.event(2, BOB, SEND, CLIENT, ways="sends", shared=True)
+    world.packets(3, CLIENT)
+    world.event(4, CAROL, SEND, CLIENT, ways="sends", shared=True)
+    world.packets(5, CLIENT)
+    world.event(6, ALICE, SEND, CLIENT, ways="sends")
+    world.packets(7, CLIENT)
+    world.settle(8, final=True)
+    assert world.verdicts() == {ALICE: (2, 202), Reason.AMBIGUOUS: (2, 202)}
+
+
+@pytest.mark.parametrize("closes_ms", [3, 4])
+def test_a_sender_whose_bytes_leave_after_the_close_is_the_last_one(closes_ms: float) -> None:
+    world = World()
+    world.event(0, ALICE, CONNECT, CLIENT)
+    world.packets(1, CLIENT)
+    world.event(closes_ms, BOB, CLOSE, CLIENT)
+    # Told when the first byte left, with a close of its own.
+    world.event(10, BOB, SEND, CLIENT)
+    world.event(10, BOB, CLOSE, CLIENT)
+    world.packets(11, CLIENT)
+    world.settle(12, final=True)
+    assert world.verdicts() == {ALICE: (1, 101), BOB: (1, 101)}
+
+
+@pytest.mark.parametrize("holders", [{BOB}, {ALICE, BOB}])
+def test_a_direction_that_its_user_let_go_of_is_for_who_has_the_socket(
+    holders: set[ProcessId],
+) -> None:
+    world = World()
+    world.look(-9, (connected(CLIENT), {ALICE}))
+    world.event(0, ALICE, CONNECT, CLIENT)
+    world.event(1, ALICE, SEND, CLIENT)
+    world.event(2, ALICE, RECEIVE, CLIENT, ways="receives")
+    world.event(3, BOB, SEND, CLIENT, ways="sends")
+    world.look(1000, (connected(CLIENT), holders))
+    world.look(2000, (connected(CLIENT), holders))
+    world.packets(2500, CLIENT, sent=False)
+    world.look(3000, (connected(CLIENT), holders))
+    world.look(4000, (connected(CLIENT), holders))
+    world.settle(4001)
+    world.settle(9999, final=True)
+    assert world.verdicts() == {(ALICE if ALICE in holders else BOB): (1, 101)}
