@@ -6,7 +6,6 @@ import contextlib
 import logging
 import mmap
 import os
-import struct
 import sys
 import time
 from pathlib import Path
@@ -28,25 +27,15 @@ if TYPE_CHECKING:
 # libbpf.py is imported where it is used: ctypes opens a library when it is imported, and
 # `import procnet` must have no such effect.
 
+RECORDS_BYTES = (layout.OWNER_EVENT.size, layout.PROCESS.size, OPEN_SOCKET.size)
+"""What the object says of its records in ``.rodata.contract``, after the layout."""
+
 _NAME = "core owners"
-_CONTRACT = struct.Struct("=IIII")
 _TRIES = 4
 _ITERATOR = "on_open_file"
 _NOTING = (1).to_bytes(4, sys.byteorder)
 
 _log = logging.getLogger("procnet")
-
-
-def check_contract(contract: bytes) -> None:
-    """Raises LayoutError unless the object writes the records that we read."""
-    expected = _CONTRACT.pack(
-        layout.LAYOUT, layout.OWNER_EVENT.size, layout.PROCESS.size, OPEN_SOCKET.size
-    )
-    if contract[: _CONTRACT.size] != expected:
-        raise LayoutError(
-            f"{OBJECT.name} has another layout of records than procnet's Python modules: reinstall"
-            " procnet, they are not of one version"
-        )
 
 
 class _Loaded(NamedTuple):
@@ -101,7 +90,7 @@ class _RefusedError(LoadError):
 
 
 def _start(bpf: BpfObject, choice: Choice, root: int, ring_bytes: int | None, netns: int) -> None:
-    check_contract(bpf.initial_value(".rodata.contract"))
+    layout.check_contract(OBJECT.name, bpf.initial_value(".rodata.contract"), RECORDS_BYTES)
     bpf.set_constant(".rodata.netns", netns.to_bytes(4, sys.byteorder))
     if ring_bytes is not None:
         bpf.resize("events", ring_bytes)

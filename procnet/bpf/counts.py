@@ -40,7 +40,6 @@ OBJECT = Path(__file__).with_name("count.bpf.o")
 _NAME = "kernel counting"
 _PROGRAM = "on_packet"
 _TABLES = ("first_table", "second_table")
-_CONTRACT = struct.Struct("=III")
 # struct procnet_count_key: addresses, ports, protocol and whether it is outgoing in one piece, the
 # CPU, of which there is no need, turn, interface. And its first piece.
 _KEY = struct.Struct("=38s2xII")
@@ -251,7 +250,8 @@ def _load(
 
     bpf = BpfObject(image)
     held.callback(bpf.close)
-    _check_contract(bpf.initial_value(".rodata.contract"))
+    contract = bpf.initial_value(".rodata.contract")
+    layout.check_contract(OBJECT.name, contract, (_KEY.size, _COUNT.size))
     if turns_descriptor is not None:
         bpf.reuse_map("turns", turns_descriptor)
     if entries is not None:
@@ -268,14 +268,6 @@ def _load(
         bpf, bpf.program_descriptor(_PROGRAM), bpf.map_descriptor("counting"), (first, second),
         overflow, news,
     )  # fmt: skip
-
-
-def _check_contract(contract: bytes) -> None:
-    if contract[: _CONTRACT.size] != _CONTRACT.pack(layout.LAYOUT, _KEY.size, _COUNT.size):
-        raise LayoutError(
-            f"{OBJECT.name} has another layout of records than procnet's Python modules: reinstall"
-            " procnet, they are not of one version"
-        )
 
 
 def _as_error(obstacle: Obstacle) -> Exception:

@@ -23,6 +23,7 @@ FLAGS_AT = 3
 """Where a record has its flags."""
 
 _LAYOUT = struct.Struct("=H")
+_REMEDY = "reinstall procnet, its C sources and its Python modules are not of one version"
 
 OWNER_EVENT = struct.Struct("=HBBIQQQQIIII16s16sHHB3x16s")
 NETNS_AT = slice(4, 8)
@@ -38,9 +39,20 @@ def unpack(record: struct.Struct, raw: bytes) -> tuple[Any, ...]:
         return record.unpack(raw)
     raise LayoutError(
         f"a record of the BPF program has {len(raw)} bytes, and {raw[:2]!r} for its layout, not"
-        f" {record.size} and {LAYOUT}: reinstall procnet, its C sources and its Python modules are"
-        " not of one version"
+        f" {record.size} and {LAYOUT}: {_REMEDY}"
     )
+
+
+def check_contract(name: str, contract: bytes, sizes: tuple[int, ...]) -> None:
+    """Raises LayoutError unless the records that the object file ``name`` writes are ours.
+
+    ``contract`` is what it says of them: its layout, then the bytes of each, which are ``sizes``.
+    """
+    expected = struct.pack(f"={1 + len(sizes)}I", LAYOUT, *sizes)
+    if contract[: len(expected)] != expected:
+        raise LayoutError(
+            f"{name} has another layout of records than procnet's Python modules: {_REMEDY}"
+        )
 
 
 class RawEvent(NamedTuple):

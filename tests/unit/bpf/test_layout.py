@@ -12,6 +12,7 @@ import pytest
 from procnet.bpf import layout
 from procnet.bpf.source import source_directory
 from procnet.capture.handle import SNAPLEN_BYTES
+from procnet.errors import LayoutError
 from procnet.model import EventKind
 
 MEMBERS = {  # of layout.RawEvent → in C
@@ -83,6 +84,15 @@ def test_the_numbers_are_those_of_the_header(tmp_path: Path) -> None:
     assert version == layout.LAYOUT
     assert flags_at == layout.FLAGS_AT
     assert numbers == [*(getattr(layout, f"FLAG_{name}") for name in FLAGS), *EventKind]
+
+
+def test_a_contract_of_another_layout_or_of_other_sizes_is_refused() -> None:
+    ours = struct.pack("=III", layout.LAYOUT, 112, 48)
+    layout.check_contract("it", ours + b"padding", (112, 48))
+    others = (struct.pack("=III", layout.LAYOUT + 1, 112, 48), ours[:4] + b"x" + ours[5:])
+    for contract in (b"", ours[:8], *others):
+        with pytest.raises(LayoutError, match="it has another layout"):
+            layout.check_contract("it", contract, (112, 48))
 
 
 def test_a_frame_that_is_handed_up_is_kept_as_far_as_others_are() -> None:
