@@ -14,11 +14,18 @@ from typing import TYPE_CHECKING, NamedTuple
 from procnet import features
 from procnet.bpf import cgroup, layout
 from procnet.bpf.core_hooks import INDISPENSABLE, Choice, Hook, choose, unvaried
-from procnet.bpf.core_host import OBJECT, failed_program, find_obstacle, known_names, refusal
-from procnet.bpf.host import Host, Obstacle
+from procnet.bpf.core_host import (
+    OBJECT,
+    demanded,
+    failed_program,
+    find_obstacle,
+    known_names,
+    refusal,
+)
+from procnet.bpf.host import Host, promised
 from procnet.bpf.snapshot import OPEN_SOCKET, decode_snapshot
 from procnet.bpf.telling import Sources, Telling
-from procnet.errors import LayoutError, LoadError
+from procnet.errors import LoadError
 from procnet.model import UDP, UDPLITE, EventKind, Feature, OwnerEvent, SocketScan
 
 if TYPE_CHECKING:
@@ -129,15 +136,12 @@ def probe(host: Host | None = None, image: Path = OBJECT) -> Feature:
         else:
             loaded.bpf.close()
             return _feature(loaded.choice)
-    return features.no(_NAME, obstacle.reason, obstacle.remedy)
+    return obstacle.as_feature(_NAME)
 
 
 def promise(host: Host | None = None, image: Path = OBJECT) -> Feature:
     """The same by looking alone, in a millisecond: no, or worth a try."""
-    obstacle = find_obstacle(host or Host(), image)
-    if obstacle is None:
-        return features.unknown(_NAME, "nothing speaks against it")
-    return features.no(_NAME, obstacle.reason, obstacle.remedy)
+    return promised(_NAME, find_obstacle(host or Host(), image))
 
 
 def _feature(choice: Choice) -> Feature:
@@ -180,15 +184,8 @@ class CoreOwners(Telling):
         UnsupportedError, AccessError or LoadError: what is missing and what to do.
         """
         host = host or Host()
-        obstacle = find_obstacle(host, image)
-        if obstacle is not None:
-            raise _as_error(obstacle)
-        try:
+        with demanded("CO-RE", host, image):
             loaded = _load(host, image.read_bytes(), ring_bytes, netns or 0)
-        except LayoutError:
-            raise
-        except LoadError as error:
-            raise _as_error(refusal(error, host)) from error
         with contextlib.ExitStack() as held:
             held.callback(loaded.bpf.close)
             events, processes, lost = (
@@ -269,7 +266,3 @@ def _took_of_somebody(event: OwnerEvent) -> bool:
         and not event.remote_address
         and event.protocol in (UDP, UDPLITE)
     )
-
-
-def _as_error(obstacle: Obstacle) -> Exception:
-    return obstacle.error(f"CO-RE: {obstacle.reason}; {obstacle.remedy}")

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 from procnet.bpf import cgroup
 from procnet.bpf.host import Host, Obstacle, capabilities, check_namespaces
-from procnet.errors import AccessError, LoadError, UnsupportedError
+from procnet.errors import AccessError, LayoutError, LoadError, UnsupportedError
 
 OBJECT = Path(__file__).with_name("owners.bpf.o")
 """What setup.py compiles from bpf/owners.bpf.c."""
@@ -53,6 +55,23 @@ def refusal(error: LoadError, host: Host) -> Obstacle:
         remedy = "give it CAP_SYS_ADMIN too, or see whether kernel.lockdown allows BPF"
         return Obstacle(str(error), remedy, AccessError)
     return Obstacle(str(error), "the kernel says why; a newer one may take it", LoadError)
+
+
+@contextlib.contextmanager
+def demanded(what: str, host: Host, image: Path) -> Iterator[None]:
+    """For those who load ``what``: what is missing is raised, and what the kernel then refuses.
+
+    Raises UnsupportedError, AccessError or LoadError: why, and what to do.
+    """
+    obstacle = find_obstacle(host, image)
+    if obstacle is not None:
+        raise obstacle.as_error(what)
+    try:
+        yield
+    except LayoutError:
+        raise
+    except LoadError as error:
+        raise refusal(error, host).as_error(what) from error
 
 
 def failed_program(error: LoadError) -> str:

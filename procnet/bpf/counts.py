@@ -22,10 +22,10 @@ from typing import TYPE_CHECKING, NamedTuple, cast
 
 from procnet import features
 from procnet.bpf import layout
-from procnet.bpf.core_host import find_obstacle, refusal
+from procnet.bpf.core_host import demanded, find_obstacle
 from procnet.bpf.events import boot_to_wall_ns
-from procnet.bpf.host import Host, Obstacle
-from procnet.errors import AccessError, LayoutError, LoadError, UnsupportedError
+from procnet.bpf.host import Host, promised
+from procnet.errors import AccessError, LoadError, UnsupportedError
 from procnet.model import Counted, Ends, Feature, unmapped
 
 if TYPE_CHECKING:
@@ -109,18 +109,8 @@ class KernelCounts:
         what is missing and what to do.
         """
         host = host or Host()
-        obstacle = find_obstacle(host, image)
-        if obstacle is not None:
-            raise _as_error(obstacle)
-        with contextlib.ExitStack() as held:
-            try:
-                loaded = _load(image.read_bytes(), turns_descriptor, entries, held)
-            except LayoutError:
-                raise
-            except LoadError as error:
-                raise _as_error(refusal(error, host)) from error
-            except OSError as error:
-                raise LoadError(f"{_NAME}: a map cannot be mapped: {error}") from error
+        with contextlib.ExitStack() as held, demanded(_NAME, host, image):
+            loaded = _load(image.read_bytes(), turns_descriptor, entries, held)
             return cls(loaded, held.pop_all())
 
     def attach(self, descriptor: int) -> None:
@@ -262,7 +252,10 @@ def _load(
     overflow = HashMap(
         bpf.map_descriptor("overflow"), _OVERFLOW_KEY.size, _COUNT.size, per_cpu=True
     )
-    news = mmap.mmap(bpf.map_descriptor("news"), mmap.PAGESIZE, mmap.MAP_SHARED)
+    try:
+        news = mmap.mmap(bpf.map_descriptor("news"), mmap.PAGESIZE, mmap.MAP_SHARED)
+    except OSError as error:
+        raise LoadError(f"a map of the BPF program cannot be mapped: {error}") from error
     held.callback(news.close)
     return _Loaded(
         bpf, bpf.program_descriptor(_PROGRAM), bpf.map_descriptor("counting"), (first, second),
@@ -270,16 +263,12 @@ def _load(
     )  # fmt: skip
 
 
-def _as_error(obstacle: Obstacle) -> Exception:
-    return obstacle.error(f"{_NAME}: {obstacle.reason}; {obstacle.remedy}")
-
-
 def probe(host: Host | None = None, image: Path = OBJECT) -> Feature:
     """Whether this host can count in the kernel: by loading it and attaching it to a socket."""
     host = host or Host()
     obstacle = find_obstacle(host, image)
     if obstacle is not None:
-        return features.no(_NAME, obstacle.reason, obstacle.remedy)
+        return obstacle.as_feature(_NAME)
     try:
         # Protocol 0: it receives nothing.
         packets = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
@@ -301,7 +290,4 @@ def probe(host: Host | None = None, image: Path = OBJECT) -> Feature:
 
 def promise(host: Host | None = None, image: Path = OBJECT) -> Feature:
     """The same by looking alone: no, or worth a try."""
-    obstacle = find_obstacle(host or Host(), image)
-    if obstacle is not None:
-        return features.no(_NAME, obstacle.reason, obstacle.remedy)
-    return features.unknown(_NAME, "nothing speaks against it")
+    return promised(_NAME, find_obstacle(host or Host(), image))

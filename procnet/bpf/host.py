@@ -10,7 +10,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
+from procnet import features
 from procnet.errors import AccessError, UnsupportedError
+from procnet.model import Feature
 
 # include/linux/proc_ns.h: the inodes of the initial namespaces, the same on every kernel.
 _INITIAL_NAMESPACES = {"pid": 0xEFFFFFFC, "time": 0xEFFFFFFA}
@@ -45,6 +47,21 @@ class Obstacle(NamedTuple):
     reason: str
     remedy: str
     error: type[UnsupportedError] | type[AccessError] = UnsupportedError
+
+    def as_error(self, what: str) -> UnsupportedError | AccessError:
+        """For whoever asked for ``what``."""
+        return self.error(f"{what}: {self.reason}; {self.remedy}")
+
+    def as_feature(self, name: str) -> Feature:
+        """A no."""
+        return features.no(name, self.reason, self.remedy)
+
+
+def promised(name: str, obstacle: Obstacle | None) -> Feature:
+    """What looking alone tells: no, or worth a try."""
+    if obstacle is None:
+        return features.unknown(name, "nothing speaks against it")
+    return obstacle.as_feature(name)
 
 
 def find_obstacle(host: Host) -> Obstacle | None:

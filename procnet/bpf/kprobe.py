@@ -7,7 +7,7 @@ import os
 
 from procnet import features
 from procnet.bpf.child import Answer, ask, obstacle_in
-from procnet.bpf.host import Host, Obstacle, find_obstacle
+from procnet.bpf.host import Host, find_obstacle, promised
 from procnet.bpf.source import source_directory
 from procnet.bpf.telling import Sources, Telling
 from procnet.model import Feature
@@ -20,16 +20,13 @@ def probe(host: Host | None = None) -> Feature:
     host = host or Host()
     obstacle = find_obstacle(host) or obstacle_in(ask(host), host)
     if obstacle:
-        return features.no(_NAME, obstacle.reason, obstacle.remedy)
+        return obstacle.as_feature(_NAME)
     return features.yes(_NAME, "kprobes, the headers of this kernel and bcc are here")
 
 
 def promise(host: Host | None = None) -> Feature:
     """The same by looking alone, without a compiler: no, or worth a try."""
-    obstacle = find_obstacle(host or Host())
-    if obstacle is None:
-        return features.unknown(_NAME, "nothing speaks against it")
-    return features.no(_NAME, obstacle.reason, obstacle.remedy)
+    return promised(_NAME, find_obstacle(host or Host()))
 
 
 class KprobeOwners(Telling):
@@ -54,13 +51,13 @@ class KprobeOwners(Telling):
         host = host or Host()
         obstacle = find_obstacle(host)
         if obstacle:
-            raise _as_error(obstacle)
+            raise obstacle.as_error("kprobes")
         answer = ask(host, source_directory())
         with contextlib.ExitStack() as held:
             held.callback(_close_all, answer.descriptors)
             obstacle = obstacle_in(answer, host)
             if obstacle:
-                raise _as_error(obstacle)
+                raise obstacle.as_error("kprobes")
             # The child passes the rings, the counters of what they lost, then the probes.
             events, processes, lost = answer.descriptors[:3]
             sources = Sources.open(events, processes, lost, host.proc_root, held)
@@ -83,7 +80,3 @@ class KprobeOwners(Telling):
 def _close_all(descriptors: list[int]) -> None:
     for descriptor in descriptors:
         os.close(descriptor)
-
-
-def _as_error(obstacle: Obstacle) -> Exception:
-    return obstacle.error(f"kprobes: {obstacle.reason}; {obstacle.remedy}")
