@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from procnet.bpf import layout
+from procnet.kernel_text import decode_arguments, decode_text
 from procnet.model import CLOCK_TICK_NS, Process
 
 
 def comm_text(comm: bytes) -> str:
     """The name of a process, which may be any bytes: ``b"caf\\xff\\0…"`` gives ``caf\\xff``."""
-    return _text(comm.partition(b"\0")[0])
+    return decode_text(comm.partition(b"\0")[0])
 
 
 def decode_process(record: bytes) -> Process:
@@ -22,7 +23,7 @@ def decode_process(record: bytes) -> Process:
         start_time_ns=raw.start_ns - raw.start_ns % CLOCK_TICK_NS,
         name=comm_text(raw.comm),
         exe=_path(raw.exe[: raw.exe_bytes]),
-        cmdline=_arguments(raw.args[: raw.args_bytes]),
+        cmdline=decode_arguments(raw.args[: raw.args_bytes]),
         uid=raw.uid,
         parent_pid=raw.parent_tgid,
         cgroup=_path(raw.cgroup[: raw.cgroup_bytes]),
@@ -33,13 +34,4 @@ def _path(names: bytes) -> str:
     """``b"curl\\0bin\\0"``, the last name first, is ``/bin/curl``; no names, no path."""
     if not names:
         return ""
-    return "/" + _text(b"/".join(reversed(names[:-1].split(b"\0"))))
-
-
-def _arguments(args: bytes) -> tuple[str, ...]:
-    stripped = args.removesuffix(b"\0")
-    return tuple(_text(argument) for argument in stripped.split(b"\0")) if stripped else ()
-
-
-def _text(raw: bytes) -> str:
-    return raw.decode("utf-8", "backslashreplace")
+    return "/" + decode_text(b"/".join(reversed(names[:-1].split(b"\0"))))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 
+from procnet.kernel_text import STATE_NAMES
 from procnet.model import CLOCK_TICK_NS, TCP, Evidence, ProcessId, Socket, SocketScan, unmapped
 
 OPEN_SOCKET = struct.Struct("=16s16sHHB3xQQIIIBBBx")
@@ -11,13 +12,8 @@ OPEN_SOCKET = struct.Struct("=16s16sHHB3xQQIIIBBBx")
 
 _SOCK_RAW = 3
 
-# include/net/tcp_states.h, under the names of ss(8).
-_STATES = {
-    1: "established", 2: "syn_sent", 3: "syn_recv", 4: "fin_wait_1", 5: "fin_wait_2",
-    6: "time_wait", 7: "unconnected", 8: "close_wait", 9: "last_ack", 10: "listen", 11: "closing",
-    12: "syn_recv", 13: "bound_inactive",
-}  # fmt: skip
-_TCP_STATES = {**_STATES, 7: "bound_inactive"}  # neither listening nor connected
+# Of TCP, a socket that neither listens nor is connected.
+_TCP_STATE_NAMES = (*STATE_NAMES[:7], "bound_inactive", *STATE_NAMES[8:])
 
 
 class _Addresses(dict[bytes, bytes]):
@@ -51,11 +47,11 @@ def decode_snapshot(rows: bytes, started_ns: int, ended_ns: int, netns: int | No
         first = holders.get(inode)
         if first is None:
             holders[inode] = alone
-            names = _TCP_STATES if protocol == TCP else _STATES
+            names = _TCP_STATE_NAMES if protocol == TCP else STATE_NAMES
             sockets.append(
                 Socket(
                     its_netns, protocol, family, addresses[local], local_port, addresses[remote],
-                    remote_port, names.get(state, "unknown"), inode, uid,
+                    remote_port, names[state], inode, uid,
                 )
             )  # fmt: skip
         elif first is not alone:

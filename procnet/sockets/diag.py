@@ -19,8 +19,9 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from procnet import features
+from procnet.kernel_text import STATE_NAMES
 from procnet.model import IPV4_WILDCARD, IPV6_WILDCARD, TCP, UDP, UDPLITE, Feature, Socket, unmapped
-from procnet.sockets.tables import STATE_NAMES, make_socket
+from procnet.sockets.tables import make_socket
 
 _NETLINK_SOCK_DIAG = 4
 _SOCK_DIAG_BY_FAMILY = 20

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 
 from cachetools import LRUCache
 
+from procnet.kernel_text import decode_arguments, decode_text
 from procnet.model import Process, ProcessId
 from procnet.sockets.container import container_of
 from procnet.sockets.pids import process_directory, raise_if_ours, read_at, stat_at
@@ -144,9 +145,9 @@ class ProcessTable:
             Process(
                 pid=process.pid,
                 start_time_ns=process.start_time_ns,
-                name=_text(stat.name),
+                name=decode_text(stat.name),
                 exe=exe,
-                cmdline=_arguments(cmdline),
+                cmdline=decode_arguments(cmdline),
                 uid=int(real_uid[1]) if real_uid else None,
                 parent_pid=stat.parent_pid,
                 cgroup=cgroup,
@@ -187,17 +188,13 @@ def _fuller(fresh: Process, known: Process) -> Process:
     return fresh if fresh.uid is not None else _filled(fresh, known)
 
 
-def _text(raw: bytes) -> str:
-    return raw.decode("utf-8", "backslashreplace")
-
-
 def _link(directory: int, name: str) -> str:
     try:
         target = os.readlink(os.fsencode(name), dir_fd=directory)
     except OSError as error:
         raise_if_ours(error)
         return ""
-    return _text(target).removesuffix(_DELETED)
+    return decode_text(target).removesuffix(_DELETED)
 
 
 def _content(directory: int, name: str, limit_bytes: int) -> bytes:
@@ -208,12 +205,6 @@ def _content(directory: int, name: str, limit_bytes: int) -> bytes:
         return b""
 
 
-def _arguments(cmdline: bytes) -> tuple[str, ...]:
-    """argv. A program that overwrote it (setproctitle) shows as one argument."""
-    stripped = cmdline[:-1] if cmdline.endswith(b"\0") else cmdline
-    return tuple(_text(argument) for argument in stripped.split(b"\0")) if stripped else ()
-
-
 def _cgroup_path(text: bytes) -> str:
     """The most telling path of /proc/PID/cgroup, man cgroups(7): ``ID:CONTROLLERS:PATH`` lines.
 
@@ -221,7 +212,7 @@ def _cgroup_path(text: bytes) -> str:
     long as another hierarchy says more.
     """
     paths: dict[str, str] = {}
-    for line in _text(text).split("\n"):
+    for line in decode_text(text).split("\n"):
         hierarchy, _, rest = line.partition(":")
         controllers, _, path = rest.partition(":")
         if path.startswith("/"):

@@ -14,6 +14,7 @@ import struct
 from collections.abc import Callable
 from typing import Any, cast
 
+from procnet.kernel_text import STATE_NAMES
 from procnet.model import ICMP, ICMP6, TCP, UDP, UDPLITE, Socket, unmapped
 
 _RAW = -1
@@ -37,16 +38,7 @@ _TABLES = {
 TABLES: tuple[str, ...] = tuple(_TABLES)
 """The tables of one network namespace, as files of /proc/PID/net. A kernel may lack some."""
 
-# include/net/tcp_states.h, under the names of ss(8). 12 (new_syn_recv) is a handshake to the user,
-# as ss has it; 13 is a TCP socket that is bound and does nothing yet.
-_STATES = {
-    "01": "established", "02": "syn_sent", "03": "syn_recv", "04": "fin_wait_1",
-    "05": "fin_wait_2", "06": "time_wait", "07": "unconnected", "08": "close_wait",
-    "09": "last_ack", "0A": "listen", "0B": "closing", "0C": "syn_recv", "0D": "bound_inactive",
-}  # fmt: skip
-
-STATE_NAMES: tuple[str, ...] = tuple(_STATES.get(f"{n:02X}", "unknown") for n in range(256))
-"""The name of every number that the one byte of a state can hold."""
+_STATES = {f"{number:02X}": name for number, name in enumerate(STATE_NAMES)}
 
 # Literal spaces only: a pattern that could cross a newline would glue two broken lines into a
 # socket that never was, and the space after the inode proves that it is not cut short. Bounded
@@ -162,7 +154,7 @@ def _inet_sockets(text: str, netns: int, protocol: int, family: int) -> list[Soc
                 int(local_port, 16),
                 addresses[remote],
                 int(remote_port, 16),
-                _STATES.get(state, "unknown"),
+                _STATES[state],
                 int(inode),
                 int(uid),
             )
