@@ -84,7 +84,7 @@ class Watch:
     def read(self) -> list[SocketUse]:
         """What has happened since the last call, oldest first; empty once stopped."""
         source = self._started()
-        events = source.read(self._netns)
+        events = source.read()
         for process in source.read_processes():
             self._processes.remember(process)
         return [socket_use(event, self._process(event)) for event in events]

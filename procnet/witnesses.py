@@ -31,7 +31,7 @@ def open_hooks(owners: str, netns: int | None) -> CoreOwners | KprobeOwners:
 
     Raises ``UnsupportedError``, ``LoadError`` or ``AccessError`` if it cannot be had.
     """
-    return CoreOwners.open(netns=netns) if owners == "core" else KprobeOwners.open()
+    return (CoreOwners if owners == "core" else KprobeOwners).open(netns=netns)
 
 
 class Witnesses:
@@ -52,6 +52,7 @@ class Witnesses:
         self._snapshot_fails = False
         self._processes = ProcessTable()
         self._reading = threading.Lock()
+        # Hooks see every namespace; packets are captured in this one.
         self.events = open_hooks(owners, netns) if owners in ("core", "kprobe") else None
         """The source that tells owners as it happens; None where they are only looked at."""
         self._read_ns = time.time_ns()
@@ -73,8 +74,7 @@ class Witnesses:
         if self.events is None:
             return
         read_ns = time.time_ns()
-        # The hooks see every namespace; packets are captured in ours.
-        events = self.events.read(self._netns)
+        events = self.events.read()
         with self._reading:
             for process in self.events.read_processes():
                 self._processes.remember(process)
@@ -122,7 +122,7 @@ class Witnesses:
         if not isinstance(self.events, CoreOwners):
             return None
         try:
-            scan = self.events.snapshot(self._netns)
+            scan = self.events.snapshot()
         except LoadError as error:
             if not self._snapshot_fails:
                 _log.warning("looking at /proc: the kernel's snapshot of the sockets: %s", error)

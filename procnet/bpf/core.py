@@ -214,12 +214,12 @@ class CoreOwners(Telling):
                 return None
             return self._bpf.map_descriptor("turns")
 
-    def read(self, netns: int | None = None) -> list[OwnerEvent]:
+    def read(self) -> list[OwnerEvent]:
         """What has happened since the last call, oldest first; never waits, empty when closed.
 
-        ``netns``: in that namespace alone. Raises LayoutError if the kernel's records are not ours.
+        Raises LayoutError if the kernel's records are not ours.
         """
-        events = super().read(netns)
+        events = super().read()
         if self._on_demand and any(_took_of_somebody(event) for event in events):
             self._attach_on_demand()
         return events
@@ -247,16 +247,16 @@ class CoreOwners(Telling):
         """What it is, with what is missing of it."""
         return _feature(self._choice)
 
-    def snapshot(self, netns: int | None = None) -> SocketScan:
+    def snapshot(self) -> SocketScan:
         """Every socket that a process has open now, with all of them: a look, by the kernel itself.
 
-        ``netns``: of that namespace alone. Empty when closed. Raises LoadError.
+        Empty when closed. Raises LoadError.
         """
         started_ns = time.time_ns()
         with self._lock:
             closed = self._final_loss is not None
             rows = b"" if closed else self._bpf.run_iterator(_ITERATOR)
-        return decode_snapshot(rows, started_ns, time.time_ns(), netns)
+        return decode_snapshot(rows, started_ns, time.time_ns())
 
 
 def _took_of_somebody(event: OwnerEvent) -> bool:

@@ -36,17 +36,21 @@ class KprobeOwners(Telling):
     forked and has executed nothing since has one too, until it ends.)
     """
 
-    def __init__(self, answer: Answer, sources: Sources, held: contextlib.ExitStack) -> None:
+    def __init__(
+        self, answer: Answer, sources: Sources, held: contextlib.ExitStack, netns: int | None
+    ) -> None:
         """Use open()."""
         self.hooks: tuple[str, ...] = tuple(answer.message["hooks"])
         self._why_missing: dict[str, str] = answer.message["missing"]
-        super().__init__(sources, held)
+        super().__init__(sources, held, netns)
 
     @classmethod
-    def open(cls, host: Host | None = None) -> KprobeOwners:
+    def open(cls, host: Host | None = None, *, netns: int | None = None) -> KprobeOwners:
         """Compile and attach; 2 s or more, in a child process that is gone afterwards.
 
-        Raises UnsupportedError, AccessError or LoadError: what is missing and what to do.
+        ``netns``: the inode of the only network namespace to tell of. What happens elsewhere is in
+        the ring all the same, and left out before it is decoded. Raises UnsupportedError,
+        AccessError or LoadError: what is missing and what to do.
         """
         host = host or Host()
         obstacle = find_obstacle(host)
@@ -61,7 +65,7 @@ class KprobeOwners(Telling):
             # The child passes the rings, the counters of what they lost, then the probes.
             events, processes, lost = answer.descriptors[:3]
             sources = Sources.open(events, processes, lost, host.proc_root, held)
-            return cls(answer, sources, held.pop_all())
+            return cls(answer, sources, held.pop_all(), netns)
 
     @property
     def missing_hooks(self) -> tuple[str, ...]:

@@ -24,7 +24,7 @@ class _Addresses(dict[bytes, bytes]):
         return address
 
 
-def decode_snapshot(rows: bytes, started_ns: int, ended_ns: int, netns: int | None) -> SocketScan:
+def decode_snapshot(rows: bytes, started_ns: int, ended_ns: int) -> SocketScan:
     """One socket for each inode, and who has it open. As in /proc/net, none without an address."""
     addresses = _Addresses()
     sockets: list[Socket] = []
@@ -34,11 +34,9 @@ def decode_snapshot(rows: bytes, started_ns: int, ended_ns: int, netns: int | No
     last_pid = last_start_ns = 0
     alone = frozenset[ProcessId]()
     for (
-        local, remote, local_port, remote_port, protocol, inode, start_ns, pid, its_netns, uid,
+        local, remote, local_port, remote_port, protocol, inode, start_ns, pid, netns, uid,
         family, state, kind,
     ) in OPEN_SOCKET.iter_unpack(rows):  # fmt: skip
-        if its_netns != netns and netns is not None:
-            continue
         if not local_port and kind != _SOCK_RAW:
             continue
         if pid != last_pid or start_ns != last_start_ns:
@@ -50,7 +48,7 @@ def decode_snapshot(rows: bytes, started_ns: int, ended_ns: int, netns: int | No
             names = _TCP_STATE_NAMES if protocol == TCP else STATE_NAMES
             sockets.append(
                 Socket(
-                    its_netns, protocol, family, addresses[local], local_port, addresses[remote],
+                    netns, protocol, family, addresses[local], local_port, addresses[remote],
                     remote_port, names[state], inode, uid,
                 )
             )  # fmt: skip

@@ -45,14 +45,18 @@ class Telling:
     """Attached hooks that tell owners through a ring. Any thread may read or close it.
 
     ``held`` is what keeps them attached: it is closed with this, and nothing is left behind.
+    ``netns``: the namespace to tell of, where the hooks cannot be told to pass over the others.
     """
 
-    def __init__(self, sources: Sources, held: contextlib.ExitStack) -> None:
+    def __init__(
+        self, sources: Sources, held: contextlib.ExitStack, netns: int | None = None
+    ) -> None:
         self._ring = sources.events
         self._processes = sources.processes
         self._lost = sources.lost
         self._descriptor = sources.descriptor
         self._held = held
+        self._netns = netns
         self._lock = threading.Lock()
         self._unknown_records = 0
         self._final_loss: tuple[int, int] | None = None
@@ -62,15 +66,15 @@ class Telling:
         with self._lock:
             return -1 if self._final_loss is not None else self._descriptor
 
-    def read(self, netns: int | None = None) -> list[OwnerEvent]:
+    def read(self) -> list[OwnerEvent]:
         """What has happened since the last call, oldest first; never waits, empty when closed.
 
-        ``netns``: in that namespace alone. Raises LayoutError if the kernel's records are not ours.
+        Raises LayoutError if the kernel's records are not ours.
         """
         with self._lock:
             if self._final_loss is not None:
                 return []
-            events, unknown = decode_events(self._ring.read(), netns)
+            events, unknown = decode_events(self._ring.read(), self._netns)
             self._unknown_records += unknown
             return events
 

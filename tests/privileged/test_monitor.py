@@ -196,7 +196,7 @@ def start_where_kprobes_break(kernel: str) -> tuple[str, list[str], str]:
     from procnet import ladder, witnesses
     from procnet.features import no, yes
 
-    def refuse() -> None:
+    def refuse(*, netns: int) -> None:
         raise procnet.LoadError("the verifier refused it")
 
     core, kprobes = no("core owners", "no BTF"), yes("kprobe owners", "so the probe says")

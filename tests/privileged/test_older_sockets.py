@@ -290,10 +290,10 @@ def look_both_ways() -> tuple[Known, Known, set[int], set[int], int]:
     )
     number = inode(flying)
     flying.close()
-    owners = CoreOwners.open()
     netns = os.stat("/proc/self/ns/net").st_ino
+    owners = CoreOwners.open(netns=netns)
     try:
-        by_kernel, by_proc = owners.snapshot(netns), SocketScanner().scan(netns)
+        by_kernel, by_proc = owners.snapshot(), SocketScanner().scan(netns)
     finally:
         owners.close()
     assert by_kernel.evidence is Evidence.KERNEL_SNAPSHOT
@@ -328,12 +328,12 @@ def look_at_a_thread_of_its_own() -> tuple[bool, bool]:
             enough.wait(WAIT_S)
 
     thread = threading.Thread(target=keep)
-    owners = CoreOwners.open()
+    netns = os.stat("/proc/self/ns/net").st_ino
+    owners = CoreOwners.open(netns=netns)
     thread.start()
     try:
         assert ready.wait(WAIT_S)
-        netns = os.stat("/proc/self/ns/net").st_ino
-        scans = owners.snapshot(netns), SocketScanner().scan(netns)
+        scans = owners.snapshot(), SocketScanner().scan(netns)
     finally:
         enough.set()
         thread.join()
@@ -359,9 +359,9 @@ def look_past_millions_of_files() -> int:
     try:
         with udp() as last:
             pids.append(pause())
-            owners = CoreOwners.open()
+            owners = CoreOwners.open(netns=os.stat("/proc/self/ns/net").st_ino)
             try:
-                scan = owners.snapshot(os.stat("/proc/self/ns/net").st_ino)
+                scan = owners.snapshot()
             finally:
                 owners.close()
             return len(scan.holders[inode(last)])

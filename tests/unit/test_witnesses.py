@@ -5,6 +5,7 @@ import logging
 import pytest
 
 from procnet.bpf.core import CoreOwners
+from procnet.bpf.kprobe import KprobeOwners
 from procnet.errors import LoadError
 from procnet.ledger.ledger import Ledger
 from procnet.model import EventKind, Evidence, OwnerEvent, Process, SocketScan
@@ -16,7 +17,7 @@ from tests.unit.ledger.world import ALICE, NETNS, T0, flow
 class LossyHooks:
     """One event that was read, and one that found the ring full after it."""
 
-    def read(self, netns: int | None) -> list[OwnerEvent]:
+    def read(self) -> list[OwnerEvent]:
         return [OwnerEvent(T0, EventKind.SEND, *flow(), 7001, ALICE, "a", 0, 0, False)]
 
     def read_processes(self) -> list[Process]:
@@ -29,21 +30,14 @@ class LossyHooks:
         return 3
 
 
-class AskedHooks(LossyHooks):
-    """Tells nothing, but remembers of which network namespace it was asked."""
-
-    asked: int | None = None
-
-    def read(self, netns: int | None) -> list[OwnerEvent]:
-        self.asked = netns
-        return []
-
-
-def test_only_events_of_the_namespace_of_the_tap_are_asked_for() -> None:
-    witnesses = Witnesses("proc", NETNS, Ledger())
-    hooks = witnesses.events = AskedHooks()  # type: ignore[assignment]
-    witnesses.observe()
-    assert hooks.asked == NETNS
+@pytest.mark.parametrize(("rung", "hooks"), [("core", CoreOwners), ("kprobe", KprobeOwners)])
+def test_only_events_of_the_namespace_of_the_tap_are_asked_for(
+    monkeypatch: pytest.MonkeyPatch, rung: str, hooks: type
+) -> None:
+    asked: list[int] = []
+    monkeypatch.setattr(hooks, "open", lambda *, netns: asked.append(netns))
+    Witnesses(rung, NETNS, Ledger())
+    assert asked == [NETNS]
 
 
 def test_an_event_is_not_believed_beyond_a_loss_in_its_own_batch() -> None:
@@ -72,10 +66,10 @@ class Core(CoreOwners):
     refuses = False
 
     def __init__(self) -> None:
-        self.asked: list[int | None] = []
+        self.asked = 0
 
-    def snapshot(self, netns: int | None = None) -> SocketScan:
-        self.asked.append(netns)
+    def snapshot(self) -> SocketScan:
+        self.asked += 1
         if self.refuses:
             raise LoadError("no more memory")
         return SocketScan(T0, T0, [], {}, 0, 0, evidence=Evidence.KERNEL_SNAPSHOT)
@@ -97,7 +91,7 @@ def test_the_core_rung_looks_by_the_kernels_snapshot_and_by_proc_only_where_that
     witnesses.events = core
     with caplog.at_level(logging.WARNING, "procnet"):
         assert witnesses.scan().evidence is Evidence.KERNEL_SNAPSHOT
-        assert (core.asked, made, caplog.messages) == ([NETNS], [], [])
+        assert (core.asked, made, caplog.messages) == (1, [], [])
         for _ in range(3):
             core.refuses = True
             assert witnesses.scan().evidence is Evidence.SOCKET_SCAN

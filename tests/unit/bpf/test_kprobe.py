@@ -94,6 +94,16 @@ def test_open_read_close(host: Host, tmp_path: Path) -> None:
     child.close()
 
 
+def test_events_of_other_namespaces_are_left_out(host: Host, tmp_path: Path) -> None:
+    child = FakeChild(tmp_path, HOOKS, {})
+    owners = KprobeOwners.open(with_interpreter(host, child.interpreter), netns=7)
+    for netns in (7, 11):
+        child.ring.write(record(netns=netns, inode=netns))
+    assert [event.inode for event in owners.read()] == [7]
+    owners.close()
+    child.close()
+
+
 def test_any_thread_may_open_read_and_close(host: Host, tmp_path: Path) -> None:
     child = FakeChild(tmp_path, HOOKS, {})
     opened: list[KprobeOwners] = []
