@@ -206,13 +206,10 @@ class CoreOwners(Telling):
 
     @property
     def turns_descriptor(self) -> int | None:
-        """The map that tells when an owner may have changed (bpf/turns.h); None if closed, or if
-        this object has none."""
+        """The map that tells when an owner may have changed (bpf/turns.h); None if closed."""
         with self._lock:
             closed = self._final_loss is not None
-            if closed or "turns" not in self._bpf.maps:
-                return None
-            return self._bpf.map_descriptor("turns")
+            return None if closed else self._bpf.map_descriptor("turns")
 
     def read(self) -> list[OwnerEvent]:
         """What has happened since the last call, oldest first; never waits, empty when closed.

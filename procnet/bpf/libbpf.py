@@ -14,7 +14,7 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from procnet.errors import AccessError, LoadError, UnsupportedError
+from procnet.errors import LoadError, UnsupportedError
 
 _SONAME = "libbpf.so.1"
 _LOG_BYTES = 1 << 16
@@ -37,8 +37,6 @@ _SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "bpf_object__load": (_INT, (_POINTER,)),
     "bpf_object__close": (None, (_POINTER,)),
     "bpf_object__next_program": (_POINTER, (_POINTER, _POINTER)),
-    "bpf_object__next_map": (_POINTER, (_POINTER, _POINTER)),
-    "bpf_map__name": (_TEXT, (_POINTER,)),
     "bpf_object__find_map_by_name": (_POINTER, (_POINTER, _TEXT)),
     "bpf_program__name": (_TEXT, (_POINTER,)),
     "bpf_program__set_autoload": (_INT, (_POINTER, ctypes.c_bool)),
@@ -110,7 +108,7 @@ def _collected() -> Iterator[list[str]]:
             library.libbpf_set_print(before)
 
 
-def _refusal(what: str, number: int, lines: list[str]) -> LoadError | AccessError:
+def _refusal(what: str, number: int, lines: list[str]) -> LoadError:
     log = "\n".join(line.removeprefix("libbpf: ") for line in lines[-_LOG_KEPT:])
     message = f"{what}: {os.strerror(number)}" + (f"\n{log}" if log else "")
     # A program that is refused says so with EACCES; EPERM is the lack of a privilege, or a kernel
@@ -161,20 +159,6 @@ class BpfObject:
         program = None
         while program := self._library.bpf_object__next_program(self._object, program):
             self._programs[self._library.bpf_program__name(program).decode()] = program
-
-    @property
-    def programs(self) -> frozenset[str]:
-        """The names of its programs."""
-        return frozenset(self._programs)
-
-    @property
-    def maps(self) -> frozenset[str]:
-        """The names of its maps."""
-        found = set()
-        place = None
-        while place := self._library.bpf_object__next_map(self._object, place):
-            found.add(self._library.bpf_map__name(place).decode())
-        return frozenset(found)
 
     def choose(self, programs: frozenset[str]) -> None:
         """Loads these programs and no others. Before load()."""

@@ -95,10 +95,6 @@ class ProcTree:
         """The process has this socket open under this descriptor."""
         (self.root / str(pid) / "fd" / str(descriptor)).symlink_to(f"socket:[{inode}]")
 
-    def close_descriptor(self, pid: int, descriptor: int) -> None:
-        """The process closes it."""
-        (self.root / str(pid) / "fd" / str(descriptor)).unlink()
-
     def move(self, pid: int, netns: int) -> None:
         """The process is in this network namespace from now on, as after setns(2)."""
         tables = self.tables(netns)
@@ -155,11 +151,6 @@ class ProcTree:
             )
         with path.open("a") as file:
             file.write(line)
-
-    def clear_sockets(self, netns: int = DEFAULT_NETNS) -> None:
-        """Every socket of the namespace is closed."""
-        shutil.rmtree(self.tables(netns))
-        self.tables(netns)
 
 
 def _raw(text: str | bytes) -> bytes:

@@ -18,7 +18,6 @@ from collections.abc import Iterator
 from tests.workloads.scene import moved
 from tests.workloads.sharing import Truth
 
-_ETHERNET = 14
 _IPV4, _IPV6 = 0x0800, 0x86DD
 Frame = tuple[str, int, int, bytes]
 """Protocol, source and destination port, what comes above the IP header."""

@@ -403,7 +403,8 @@ def test_the_object_has_the_programs_and_the_contract(built: Path) -> None:
     opened = libbpf.BpfObject(built.read_bytes())
     try:
         wanted = {hook.program for hook in every_hook()} | {"on_open_file"}
-        assert opened.programs == wanted | {"on_receive_length_but_udp", "on_egress_and_tcp"}
+        wanted |= {"on_receive_length_but_udp", "on_egress_and_tcp"}
+        assert set(opened._programs) == wanted
         contract = opened.initial_value(".rodata.contract")
         layout.check_contract("it", contract, core.RECORDS_BYTES)
     finally:
