@@ -27,6 +27,7 @@ FAMILIES = [
 ]
 LO = socket.inet_aton("127.0.0.1")
 CLONE_NEWNET = 0x40000000
+CONNECT, ACCEPT, SEND, RECEIVE, CLOSE, INJECT = EventKind
 
 Tuple = tuple[bytes, int, bytes, int]
 
@@ -178,7 +179,7 @@ class Witness:
         return self.of_inode(inode(sock))
 
     def sends(self, number: int) -> list[OwnerEvent]:
-        return [event for event in self.of_inode(number) if event.kind is EventKind.SEND]
+        return [event for event in self.of_inode(number) if event.kind is SEND]
 
     def processes(self) -> list[Process]:
         """Those that told who they are since the test began."""

@@ -18,13 +18,16 @@ import pytest
 from procnet.bpf import libbpf
 from procnet.bpf.core import CoreOwners, probe
 from procnet.errors import LoadError
-from procnet.model import EventKind, Socket, Support
+from procnet.model import Socket, Support
 from procnet.sockets.scanner import SocketScanner
 from tests.privileged.lab import TOP, Namespace, wait_until
 from tests.privileged.owners.actors import (
+    CLOSE,
     INET,
     INET6,
     LO,
+    RECEIVE,
+    SEND,
     Child,
     Witness,
     close,
@@ -38,8 +41,6 @@ from tests.privileged.owners.actors import (
     who,
     who_told,
 )
-
-CONNECT, ACCEPT, SEND, RECEIVE, CLOSE, INJECT = EventKind
 
 
 def test_every_question_has_its_hook(owners: CoreOwners) -> None:

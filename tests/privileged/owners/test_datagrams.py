@@ -7,11 +7,16 @@ import socket
 
 import pytest
 
-from procnet.model import UDP, EventKind
+from procnet.model import UDP
 from tests.privileged.owners import syscalls
 from tests.privileged.owners.actors import (
+    ACCEPT,
+    CLOSE,
+    CONNECT,
     FAMILIES,
     LO,
+    RECEIVE,
+    SEND,
     Child,
     Witness,
     close,
@@ -28,7 +33,6 @@ from tests.privileged.owners.actors import (
 )
 from tests.privileged.owners.gaps import Instead
 
-CONNECT, ACCEPT, SEND, RECEIVE, CLOSE, INJECT = EventKind
 SENDS = 1009
 CHANGES = 23
 WORKERS = 5

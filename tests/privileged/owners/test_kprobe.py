@@ -17,11 +17,18 @@ from procnet.bpf.bcc_attach import HOOKS, UNTIL_THEN
 from procnet.bpf.host import Host
 from procnet.bpf.kprobe import KprobeOwners, probe
 from procnet.errors import LoadError, UnsupportedError
-from procnet.model import EventKind, Support
+from procnet.model import Support
 from tests.privileged.lab import Namespace
-from tests.privileged.owners.actors import Witness, close, inode, open_files, run, udp, who_told
-
-SEND = EventKind.SEND
+from tests.privileged.owners.actors import (
+    SEND,
+    Witness,
+    close,
+    inode,
+    open_files,
+    run,
+    udp,
+    who_told,
+)
 
 
 def kprobes() -> list[str]:

@@ -16,11 +16,16 @@ from typing import Any
 
 import pytest
 
-from procnet.model import CLOCK_TICK_NS, UDP, EventKind
+from procnet.model import CLOCK_TICK_NS, UDP
 from tests.privileged.owners import syscalls
 from tests.privileged.owners.actors import (
+    ACCEPT,
     CLONE_NEWNET,
+    CLOSE,
+    CONNECT,
     LO,
+    RECEIVE,
+    SEND,
     Child,
     Who,
     Witness,
@@ -37,7 +42,6 @@ from tests.privileged.owners.actors import (
 )
 from tests.privileged.short_lived import SENDERS, arguments, build, launch
 
-CONNECT, ACCEPT, SEND, RECEIVE, CLOSE, INJECT = EventKind
 PORT = 4713
 TRIES = 101
 

@@ -7,13 +7,17 @@ import struct
 
 import pytest
 
-from procnet.model import ICMP, ICMP6, UDP, EventKind
+from procnet.model import ICMP, ICMP6, UDP
 from procnet.testing import frames
 from tests.privileged.owners.actors import (
+    CLOSE,
     FAMILIES,
     INET,
     INET6,
+    INJECT,
     LO,
+    RECEIVE,
+    SEND,
     Witness,
     inode,
     kinds,
@@ -25,7 +29,6 @@ from tests.privileged.owners.actors import (
 )
 from tests.privileged.owners.gaps import Instead
 
-CONNECT, ACCEPT, SEND, RECEIVE, CLOSE, INJECT = EventKind
 ICMP_ID = 4711
 EXPERIMENTAL = 253  # RFC 3692
 ECHO = {INET: 8, INET6: 128}

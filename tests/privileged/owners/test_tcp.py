@@ -11,12 +11,17 @@ from pathlib import Path
 
 import pytest
 
-from procnet.model import IPV4_WILDCARD, IPV6_WILDCARD, TCP, EventKind, OwnerEvent
+from procnet.model import IPV4_WILDCARD, IPV6_WILDCARD, TCP, OwnerEvent
 from tests.privileged.owners.actors import (
+    ACCEPT,
+    CLOSE,
+    CONNECT,
     FAMILIES,
     INET,
     INET6,
     LO,
+    RECEIVE,
+    SEND,
     Child,
     Witness,
     close,
@@ -32,7 +37,6 @@ from tests.privileged.owners.actors import (
 )
 from tests.privileged.owners.gaps import Instead
 
-CONNECT, ACCEPT, SEND, RECEIVE, CLOSE, INJECT = EventKind
 WORKERS = 5
 SO_SNDBUFFORCE = 32  # include/uapi/asm-generic/socket.h
 
