@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from procnet.model import TCP, UDP, UDPLITE, Socket, Support
 from procnet.sockets import diag as module
 from procnet.sockets.diag import DIAG_TABLES, DiagError, DiagTables, parse_page, probe_diag
+from tests.unit.sockets.clock import Clock
 from tests.unit.sockets.netlink import (
     TCP_ESTABLISHED,
     TCP_LISTEN,
@@ -28,15 +29,6 @@ from tests.unit.sockets.netlink import (
 NETNS = 4026531840
 FOUR = socket.inet_aton("127.0.0.1")
 WILDCARD6 = bytes(16)
-
-
-class Clock:
-    def __init__(self, step_s: float = 0.0) -> None:
-        self.now_s, self.step_s = 1000.0, step_s
-
-    def __call__(self) -> float:
-        self.now_s += self.step_s
-        return self.now_s
 
 
 def tables(fake: FakeNetlink, clock: Clock | None = None) -> DiagTables:

@@ -4,7 +4,6 @@ import os
 import sys
 import tempfile
 import threading
-from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -13,32 +12,15 @@ from hypothesis import strategies as st
 from procnet.model import Process, ProcessId
 from procnet.sockets.process import ProcessTable
 from procnet.testing.proc_tree import ProcTree
+from tests.unit.sockets.clock import Clock
 
 ID = "0123456789abcdef" * 4
 SHELL = ProcessId(23, 1_000_000_000)
 
 
-class Timer:
-    def __init__(self) -> None:
-        self.now_s = 50.0
-
-    def __call__(self) -> float:
-        return self.now_s
-
-
 @pytest.fixture
-def tree(tmp_path: Path) -> ProcTree:
-    return ProcTree(tmp_path)
-
-
-@pytest.fixture
-def timer() -> Timer:
-    return Timer()
-
-
-@pytest.fixture
-def table(tree: ProcTree, timer: Timer) -> ProcessTable:
-    return ProcessTable(tree.root, timer=timer, user_name={33: "www-data"}.get)
+def table(tree: ProcTree, clock: Clock) -> ProcessTable:
+    return ProcessTable(tree.root, timer=clock, user_name={33: "www-data"}.get)
 
 
 def test_a_process_is_told_in_full(tree: ProcTree, table: ProcessTable) -> None:
@@ -94,41 +76,41 @@ def test_a_process_that_does_not_exist_is_not_told(table: ProcessTable) -> None:
 
 
 def test_a_process_that_ended_keeps_its_last_row(
-    tree: ProcTree, table: ProcessTable, timer: Timer
+    tree: ProcTree, table: ProcessTable, clock: Clock
 ) -> None:
     tree.add_process(23, "worker")
     row = table.get(SHELL)
     tree.remove_process(23)
-    timer.now_s += 60
+    clock.now_s += 60
     assert table.get(SHELL) == row
     tree.add_process(23, "other", start_ticks=200)
-    timer.now_s += 60
+    clock.now_s += 60
     assert table.get(SHELL) == row
 
 
 def test_a_row_is_read_again_when_it_is_old(
-    tree: ProcTree, table: ProcessTable, timer: Timer
+    tree: ProcTree, table: ProcessTable, clock: Clock
 ) -> None:
     tree.add_process(23, "sh", exe="/bin/sh")
     table.get(SHELL)
     tree.remove_process(23)
     tree.add_process(23, "curl", exe="/usr/bin/curl")
-    timer.now_s += 1
+    clock.now_s += 1
     assert table.get(SHELL).name == "sh"  # type: ignore[union-attr]
-    timer.now_s += 1
+    clock.now_s += 1
     row = table.get(SHELL)
     assert row is not None
     assert (row.name, row.exe) == ("curl", "/usr/bin/curl")
 
 
 def test_a_process_that_is_ending_keeps_its_fuller_row(
-    tree: ProcTree, table: ProcessTable, timer: Timer
+    tree: ProcTree, table: ProcessTable, clock: Clock
 ) -> None:
     tree.add_process(23, "worker", cmdline=["worker", "-v"])
     row = table.get(SHELL)
     tree.remove_process(23)
     tree.add_process(23, "worker", exe="", cmdline=[], state="Z")
-    timer.now_s += 5
+    clock.now_s += 5
     assert table.get(SHELL) == row
 
 

@@ -17,27 +17,10 @@ from procnet.model import TCP, ProcessId, SocketScan, Support
 from procnet.sockets.procfs import probe
 from procnet.sockets.scanner import SocketScanner
 from procnet.testing.proc_tree import ProcTree
+from tests.unit.sockets.clock import Clock
 
 OTHER_NETNS = 4026532999
 NOBODY = 65534
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now_s = 1000.0
-
-    def __call__(self) -> float:
-        return self.now_s
-
-
-@pytest.fixture
-def tree(tmp_path: Path) -> ProcTree:
-    return ProcTree(tmp_path)
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
 
 
 def identity(pid: int, start_ticks: int = 100) -> ProcessId:
