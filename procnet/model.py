@@ -49,6 +49,14 @@ def unmapped(address: bytes) -> bytes:
     return address
 
 
+class UnmappedAddresses(dict[bytes, bytes]):
+    """What ``unmapped`` gives: a table has many rows and few addresses, and a hit costs no call."""
+
+    def __missing__(self, address: bytes) -> bytes:
+        result = self[address] = unmapped(address)
+        return result
+
+
 class Evidence(enum.Enum):
     """How we know an owner, best first."""
 

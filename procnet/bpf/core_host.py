@@ -10,14 +10,20 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from procnet.bpf import cgroup
-from procnet.bpf.host import Host, Obstacle, capabilities, check_namespaces
+from procnet.bpf.host import (
+    CAP_BPF,
+    CAP_NET_ADMIN,
+    CAP_PERFMON,
+    CAP_SYS_ADMIN,
+    Host,
+    Obstacle,
+    capabilities,
+    check_namespaces,
+)
 from procnet.errors import AccessError, LayoutError, LoadError, UnsupportedError
 
 OBJECT = Path(__file__).with_name("owners.bpf.o")
 """What setup.py compiles from bpf/owners.bpf.c."""
-
-# include/uapi/linux/capability.h
-_CAP_NET_ADMIN, _CAP_SYS_ADMIN, _CAP_PERFMON, _CAP_BPF = 1 << 12, 1 << 21, 1 << 38, 1 << 39
 
 _INITIAL_CGROUP_NAMESPACE = 0xEFFFFFFB  # include/linux/proc_ns.h
 
@@ -51,7 +57,7 @@ def known_names(host: Host) -> bytes:
 
 def refusal(error: LoadError, host: Host) -> Obstacle:
     """What to make of a kernel that has said no."""
-    if is_permission(error) and not capabilities(host) & _CAP_SYS_ADMIN:
+    if is_permission(error) and not capabilities(host) & CAP_SYS_ADMIN:
         remedy = "give it CAP_SYS_ADMIN too, or see whether kernel.lockdown allows BPF"
         return Obstacle(str(error), remedy, AccessError)
     return Obstacle(str(error), "the kernel says why; a newer one may take it", LoadError)
@@ -91,8 +97,8 @@ def _btf(host: Host) -> Path:
 
 def _check_capabilities(host: Host) -> Obstacle | None:
     held = capabilities(host)
-    needed = _CAP_BPF | _CAP_PERFMON | _CAP_NET_ADMIN
-    if held & _CAP_SYS_ADMIN or held & needed == needed:
+    needed = CAP_BPF | CAP_PERFMON | CAP_NET_ADMIN
+    if held & CAP_SYS_ADMIN or held & needed == needed:
         return None
     return Obstacle(
         "loading BPF programs for cgroups needs CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN (or"

@@ -20,7 +20,7 @@ _INITIAL_NAMESPACES = {"pid": 0xEFFFFFFC, "time": 0xEFFFFFFA}
 _ROOT_UID = 0
 
 # include/uapi/linux/capability.h
-_CAP_SYS_ADMIN, _CAP_PERFMON, _CAP_BPF = 1 << 21, 1 << 38, 1 << 39
+CAP_NET_ADMIN, CAP_SYS_ADMIN, CAP_PERFMON, CAP_BPF = 1 << 12, 1 << 21, 1 << 38, 1 << 39
 
 
 def _interpreters() -> tuple[str, ...]:
@@ -105,7 +105,7 @@ def perf_obstacle(host: Host) -> Obstacle | None:
     """What may be in the way when the kernel has refused a probe. (Not asked in advance: some
     kernels of that distribution do not refuse it.)"""
     level = _text(host.proc_root / "sys/kernel/perf_event_paranoid").strip()
-    if not level.isdigit() or int(level) < 3 or capabilities(host) & _CAP_SYS_ADMIN:
+    if not level.isdigit() or int(level) < 3 or capabilities(host) & CAP_SYS_ADMIN:
         return None
     return Obstacle(
         f"kernel.perf_event_paranoid is {level}: Debian and Ubuntu have patched their kernels to"
@@ -122,7 +122,7 @@ def capabilities(host: Host) -> int:
 
 def _check_capabilities(host: Host) -> Obstacle | None:
     held = capabilities(host)
-    if held & _CAP_SYS_ADMIN or (held & _CAP_BPF and held & _CAP_PERFMON):
+    if held & CAP_SYS_ADMIN or (held & CAP_BPF and held & CAP_PERFMON):
         return None
     return Obstacle(
         "loading BPF programs needs CAP_BPF and CAP_PERFMON (or CAP_SYS_ADMIN)",

@@ -5,7 +5,15 @@ from __future__ import annotations
 import struct
 
 from procnet.kernel_text import STATE_NAMES
-from procnet.model import CLOCK_TICK_NS, TCP, Evidence, ProcessId, Socket, SocketScan, unmapped
+from procnet.model import (
+    CLOCK_TICK_NS,
+    TCP,
+    Evidence,
+    ProcessId,
+    Socket,
+    SocketScan,
+    UnmappedAddresses,
+)
 
 OPEN_SOCKET = struct.Struct("=16s16sHHB3xQQIIIBBBx")
 """struct procnet_open_socket in bpf/owners.bpf.c."""
@@ -16,17 +24,9 @@ _SOCK_RAW = 3
 _TCP_STATE_NAMES = (*STATE_NAMES[:7], "bound_inactive", *STATE_NAMES[8:])
 
 
-class _Addresses(dict[bytes, bytes]):
-    """The addresses of the rows as we keep them: many sockets, few addresses."""
-
-    def __missing__(self, mapped: bytes) -> bytes:
-        address = self[mapped] = unmapped(mapped)
-        return address
-
-
 def decode_snapshot(rows: bytes, started_ns: int, ended_ns: int) -> SocketScan:
     """One socket for each inode, and who has it open. As in /proc/net, none without an address."""
-    addresses = _Addresses()
+    addresses = UnmappedAddresses()
     sockets: list[Socket] = []
     holders: dict[int, frozenset[ProcessId]] = {}
     shared: dict[int, set[ProcessId]] = {}

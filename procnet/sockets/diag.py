@@ -20,7 +20,16 @@ from typing import NamedTuple
 
 from procnet import features
 from procnet.kernel_text import STATE_NAMES
-from procnet.model import IPV4_WILDCARD, IPV6_WILDCARD, TCP, UDP, UDPLITE, Feature, Socket, unmapped
+from procnet.model import (
+    IPV4_WILDCARD,
+    IPV6_WILDCARD,
+    TCP,
+    UDP,
+    UDPLITE,
+    Feature,
+    Socket,
+    UnmappedAddresses,
+)
 from procnet.sockets.tables import make_socket
 
 _NETLINK_SOCK_DIAG = 4
@@ -89,14 +98,6 @@ class _Interrupted(Exception):
     """The table changed while it was dumped, or the kernel ran out of room: ask again."""
 
 
-class _Addresses(dict[bytes, bytes]):
-    """Address as sent -> packed address. A busy table repeats few, and a hit costs no call."""
-
-    def __missing__(self, sent: bytes) -> bytes:
-        address = self[sent] = unmapped(sent)
-        return address
-
-
 @functools.lru_cache(64)
 def _stride(family: int, length: int) -> struct.Struct:
     """The layout of a message that takes ``length`` bytes with its attributes."""
@@ -157,7 +158,7 @@ def _take_run(view: memoryview, length: int, table: str, netns: int, sockets: li
     if not count:  # the last message of a datagram may lack its padding
         view, count = memoryview(bytes(view).ljust(stride, b"\0")), 1
     header, address_family = _HEADER.unpack_from(view)[:4], _FAMILIES[family]
-    addresses, ntohs, add = _Addresses(), socket.ntohs, sockets.append
+    addresses, ntohs, add = UnmappedAddresses(), socket.ntohs, sockets.append
     before = len(sockets)
     for row in _stride(family, stride).iter_unpack(view[: count * stride]):
         size, kind, flags, number, its_family, state, near, far, local, remote, uid, inode = row
