@@ -47,12 +47,13 @@ BY_PHASE = """
 from procnet import ladder
 from procnet.capture.tap import Tap
 from procnet.ledger.ledger import Ledger
-from procnet.witnesses import Witnesses
+from procnet.witnesses import Witnesses, open_hooks
 lap()
-ladder.choose("core", "auto")
+features = ladder.choose("core", "auto")
 lap()
 netns = os.stat("/proc/self/ns/net").st_ino
-witnesses = Witnesses("core", netns, Ledger())
+_, hooks = open_hooks(features, kernel="core", netns=netns)
+witnesses = Witnesses(hooks, netns, Ledger())
 lap()
 witnesses.take(witnesses.scan())
 lap()

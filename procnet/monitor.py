@@ -24,7 +24,7 @@ from procnet.ledger.flows import MAX_FLOWS
 from procnet.ledger.ledger import Account, Ledger
 from procnet.model import Features, FlowCount, Loss, SocketScan
 from procnet.report.report import Report, build_report
-from procnet.witnesses import Witnesses
+from procnet.witnesses import Witnesses, open_hooks
 
 TICK_S = 0.1
 """How often witnesses are read and runs are settled at the least; sooner if a flow is new."""
@@ -134,19 +134,10 @@ class Monitor:
             raise
 
     def _call_witnesses(self, features: Features, netns: int) -> Witnesses:
-        while True:
-            try:
-                witnesses = Witnesses(features.owners, netns, self._ledger)
-            except (UnsupportedError, AccessError) as error:
-                if self._kernel != "auto" or features.owners == "proc":
-                    raise
-                # The probe said yes, and then it could not be done.
-                failed, features = features.owners, ladder.step_down(features, str(error))
-                _log.warning("owners from %s, not %s: %s", features.owners, failed, error)
-            else:
-                found = witnesses.feature
-                self._features = features if found is None else ladder.replaced(features, found)
-                return witnesses
+        # Hooks see every namespace; packets are captured in this one.
+        features, events = open_hooks(features, kernel=self._kernel, netns=netns)
+        self._features = features
+        return Witnesses(events, netns, self._ledger, use_diag=features.owners != "proc")
 
     def _open_tap(self, witnesses: Witnesses, netns: int) -> Tap:
         assert self._features is not None

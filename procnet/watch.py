@@ -6,15 +6,12 @@ import select
 from collections.abc import Iterator
 
 from procnet import ladder
-from procnet.bpf.core import CoreOwners
-from procnet.bpf.kprobe import KprobeOwners
-from procnet.errors import AccessError, UnsupportedError, UsageError
+from procnet.errors import UnsupportedError, UsageError
 from procnet.model import Features, OwnerEvent, Process, Support
 from procnet.report.socket_use import SocketUse, socket_use
 from procnet.sockets.process import ProcessTable
-from procnet.witnesses import open_hooks
+from procnet.witnesses import HOOKS, Hooks, open_hooks
 
-_RUNGS = ("core", "kprobe")
 _WAIT_MS = 250
 """After a stop() in another thread, an iteration waits for so long at most."""
 
@@ -37,7 +34,7 @@ class Watch:
             raise UsageError("kernel='off' leaves looking, which cannot watch")
         self._kernel = kernel
         self._netns = netns
-        self._events: CoreOwners | KprobeOwners | None = None
+        self._events: Hooks | None = None
         self._features: Features | None = None
         self._processes = ProcessTable()
 
@@ -46,24 +43,16 @@ class Watch:
         if self._features is not None:
             raise UsageError("a Watch is started once; make another one")
         self._features = ladder.choose(self._kernel, "auto")
-        self._events = self._attach()
+        self._events = self._attach(self._features)
 
-    def _attach(self) -> CoreOwners | KprobeOwners:
-        features = self.features
-        while features.owners in _RUNGS:
-            try:
-                events = open_hooks(features.owners, self._netns)
-            except (UnsupportedError, AccessError) as error:
-                if self._kernel != "auto":
-                    raise
-                features = self._features = ladder.step_down(features, str(error))
-            else:
-                self._features = ladder.replaced(features, events.feature())
-                return events
+    def _attach(self, features: Features) -> Hooks:
+        self._features, events = open_hooks(features, kernel=self._kernel, netns=self._netns)
+        if events is not None:
+            return events
         why = "; ".join(
             f"{rung.name}: {rung.reason}"
-            for rung in features.rungs
-            if rung.support is Support.NO and rung.name.split()[0] in _RUNGS
+            for rung in self._features.rungs
+            if rung.support is Support.NO and rung.name.split()[0] in HOOKS
         )
         raise UnsupportedError(f"nothing here can tell who uses a socket as it happens: {why}")
 
@@ -104,7 +93,7 @@ class Watch:
             poller.register(descriptor, select.POLLIN)
             poller.poll(_WAIT_MS)
 
-    def _started(self) -> CoreOwners | KprobeOwners:
+    def _started(self) -> Hooks:
         if self._events is None:
             raise UsageError("start the Watch first: with Watch() as watch: …")
         return self._events

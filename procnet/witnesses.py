@@ -7,15 +7,21 @@ import threading
 import time
 from collections.abc import Iterable
 
+from procnet import ladder
 from procnet.bpf.core import CoreOwners
 from procnet.bpf.events import boot_to_wall_ns
 from procnet.bpf.kprobe import KprobeOwners
-from procnet.errors import LoadError
+from procnet.errors import AccessError, LoadError, UnsupportedError
 from procnet.ledger.ledger import Ledger
-from procnet.model import Feature, Process, ProcessId, SocketScan
+from procnet.model import Features, Process, ProcessId, SocketScan
 from procnet.sockets.process import ProcessTable
 from procnet.sockets.scanner import SocketScanner
 
+HOOKS: dict[str, type[CoreOwners] | type[KprobeOwners]] = {
+    "core": CoreOwners,
+    "kprobe": KprobeOwners,
+}
+"""The rungs that tell owners as it happens."""
 LOOK_EVERY_S = 1.0
 SOON_S = 0.1
 CLOCK_STEP_NS = 100_000_000
@@ -26,43 +32,56 @@ LOOK_SHARE = 0.1
 _log = logging.getLogger("procnet")
 
 
-def open_hooks(owners: str, netns: int | None) -> CoreOwners | KprobeOwners:
-    """The rung ``core`` or ``kprobe``, attached; it may tell of one network namespace alone.
+Hooks = CoreOwners | KprobeOwners
 
-    Raises ``UnsupportedError``, ``LoadError`` or ``AccessError`` if it cannot be had.
+
+def open_hooks(
+    features: Features, *, kernel: str, netns: int | None
+) -> tuple[Features, Hooks | None]:
+    """Attaches what ``features`` has in use, or the next best if that cannot be had after all.
+
+    The ladder as it turned out, and the hooks: None where only looking remains. ``netns``: the
+    inode of the only network namespace to tell of. Raises ``UnsupportedError``, ``LoadError`` or
+    ``AccessError`` if ``kernel`` is not ``auto`` and the rung that it forces cannot be had.
     """
-    return (CoreOwners if owners == "core" else KprobeOwners).open(netns=netns)
+    while features.owners in HOOKS:
+        try:
+            events = HOOKS[features.owners].open(netns=netns)
+        except (UnsupportedError, AccessError) as error:
+            if kernel != "auto":
+                raise
+            # The probe said yes, and then it could not be done.
+            _log.warning("no %s owners: %s", features.owners, error)
+            features = ladder.step_down(features, str(error))
+        else:
+            return ladder.replaced(features, events.feature()), events
+    return features, None
 
 
 class Witnesses:
     """Feeds a ledger with what is known of owners. Used by one thread, but ``process`` by any.
 
-    ``owners`` is the rung: ``core``, ``kprobe``, ``sock_diag`` or ``proc``. Raises
-    ``UnsupportedError``, ``LoadError`` or ``AccessError`` if it cannot be had.
+    ``events`` tell owners as it happens, and are closed with this; None where they are only looked
+    at, by sock_diag or, without ``use_diag``, by /proc alone.
     """
 
-    def __init__(self, owners: str, netns: int, ledger: Ledger) -> None:
+    def __init__(
+        self, events: Hooks | None, netns: int, ledger: Ledger, *, use_diag: bool = True
+    ) -> None:
+        self.events = events
         self.vanished_processes = 0
         self.denied_processes = 0
         self.events_lost = self.processes_lost = 0
         self._netns = netns
         self._ledger = ledger
-        self._use_diag = owners != "proc"
+        self._use_diag = use_diag
         self._scanner: SocketScanner | None = None
         self._snapshot_fails = False
         self._processes = ProcessTable()
         self._reading = threading.Lock()
-        # Hooks see every namespace; packets are captured in this one.
-        self.events = open_hooks(owners, netns) if owners in ("core", "kprobe") else None
-        """The source that tells owners as it happens; None where they are only looked at."""
         self._read_ns = time.time_ns()
         ledger.owners.boot_ns = boot_to_wall_ns()
         self._soon_s = self._regular_s = 0.0
-
-    @property
-    def feature(self) -> Feature | None:
-        """The rung as it turned out, with the hooks that did not attach; None for looking."""
-        return None if self.events is None else self.events.feature()
 
     @property
     def turns_descriptor(self) -> int | None:

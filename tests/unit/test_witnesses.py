@@ -4,14 +4,18 @@ import logging
 
 import pytest
 
+from procnet import ladder
 from procnet.bpf.core import CoreOwners
 from procnet.bpf.kprobe import KprobeOwners
 from procnet.errors import LoadError
+from procnet.features import unknown, yes
 from procnet.ledger.ledger import Ledger
-from procnet.model import EventKind, Evidence, OwnerEvent, Process, SocketScan
+from procnet.model import EventKind, Evidence, Features, OwnerEvent, Process, SocketScan
 from procnet.sockets.scanner import SocketScanner
-from procnet.witnesses import Witnesses
+from procnet.witnesses import Witnesses, open_hooks
 from tests.unit.ledger.world import ALICE, NETNS, T0, flow
+
+PROMISES = {name: unknown(f"{name} owners", "worth a try") for name in ("core", "kprobe")}
 
 
 class LossyHooks:
@@ -30,20 +34,36 @@ class LossyHooks:
         return 3
 
 
-@pytest.mark.parametrize(("rung", "hooks"), [("core", CoreOwners), ("kprobe", KprobeOwners)])
-def test_only_events_of_the_namespace_of_the_tap_are_asked_for(
-    monkeypatch: pytest.MonkeyPatch, rung: str, hooks: type
+def test_a_rung_that_breaks_when_stepped_on_gives_way_to_the_next(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    asked: list[int] = []
-    monkeypatch.setattr(hooks, "open", lambda *, netns: asked.append(netns))
-    Witnesses(rung, NETNS, Ledger())
-    assert asked == [NETNS]
+    def breaks(*, netns: int) -> None:
+        raise LoadError(f"refused in {netns}")
+
+    opened: list[int] = []
+    kprobe = KprobeOwners.__new__(KprobeOwners)
+    monkeypatch.setattr(CoreOwners, "open", breaks)
+    monkeypatch.setattr(KprobeOwners, "open", lambda *, netns: opened.append(netns) or kprobe)
+    monkeypatch.setattr(KprobeOwners, "feature", lambda _: yes("kprobe owners", "11 hooks"))
+    rungs = [(name, lambda: None, lambda f=f: f) for name, f in PROMISES.items()]
+    monkeypatch.setattr(ladder, "_OWNERS", rungs)
+    wanted = Features("python", "core", tuple(PROMISES.values()))
+    features, events = open_hooks(wanted, kernel="auto", netns=NETNS)
+    assert (events, opened, features.owners) == (kprobe, [NETNS], "kprobe")
+    assert [rung.reason for rung in features.rungs] == [f"refused in {NETNS}", "11 hooks"]
+    assert caplog.messages == [f"no core owners: refused in {NETNS}"]
+    with pytest.raises(LoadError, match="refused"):
+        open_hooks(wanted, kernel="core", netns=NETNS)
+
+
+def test_where_nothing_tells_there_are_no_hooks() -> None:
+    looking = Features("python", "sock_diag", ())
+    assert open_hooks(looking, kernel="auto", netns=NETNS) == (looking, None)
 
 
 def test_an_event_is_not_believed_beyond_a_loss_in_its_own_batch() -> None:
     ledger = Ledger()
-    witnesses = Witnesses("proc", NETNS, ledger)
-    witnesses.events = LossyHooks()  # type: ignore[assignment]
+    witnesses = Witnesses(LossyHooks(), NETNS, ledger)  # type: ignore[arg-type]
     witnesses._read_ns = T0 - 1
     witnesses.observe()
     (claim,) = ledger.owners.claims(flow())
@@ -53,8 +73,7 @@ def test_an_event_is_not_believed_beyond_a_loss_in_its_own_batch() -> None:
 
 
 def test_a_process_that_is_gone_has_what_the_kernel_told() -> None:
-    witnesses = Witnesses("proc", NETNS, Ledger())
-    witnesses.events = LossyHooks()  # type: ignore[assignment]
+    witnesses = Witnesses(LossyHooks(), NETNS, Ledger())  # type: ignore[arg-type]
     witnesses.observe()
     process = witnesses.process(ALICE)
     assert (process.name, process.exe, process.parent_pid) == ("a", "/usr/bin/a", 7)
@@ -86,9 +105,8 @@ def test_the_core_rung_looks_by_the_kernels_snapshot_and_by_proc_only_where_that
             made.append(self)
 
     monkeypatch.setattr("procnet.witnesses.SocketScanner", Scanner)
-    witnesses = Witnesses("sock_diag", NETNS, Ledger())
     core = Core()
-    witnesses.events = core
+    witnesses = Witnesses(core, NETNS, Ledger())
     with caplog.at_level(logging.WARNING, "procnet"):
         assert witnesses.scan().evidence is Evidence.KERNEL_SNAPSHOT
         assert (core.asked, made, caplog.messages) == (1, [], [])
@@ -104,6 +122,5 @@ def test_the_core_rung_looks_by_the_kernels_snapshot_and_by_proc_only_where_that
 
 
 def test_without_core_hooks_looking_is_by_proc() -> None:
-    witnesses = Witnesses("proc", NETNS, Ledger())
-    witnesses.events = LossyHooks()  # type: ignore[assignment]
+    witnesses = Witnesses(LossyHooks(), NETNS, Ledger())  # type: ignore[arg-type]
     assert witnesses.scan().evidence is Evidence.SOCKET_SCAN
