@@ -1,7 +1,7 @@
 """Prints each outbound connection, with the process that makes it, before its first packet.
 
 $ sudo .venv/bin/python examples/connections.py
-curl (pid 4711) /usr/bin/curl  10.0.0.5:49152 -> 10.0.0.9:443
+'curl' (pid 4711) '/usr/bin/curl'  10.0.0.5:49152 -> 10.0.0.9:443
 """
 
 import os

@@ -1,7 +1,7 @@
 """Who is using the network? Ten seconds of it, one line per process and second.
 
 $ sudo .venv/bin/python examples/who.py
-1.0 s  iperf3 (pid 4021)  sent 3108213044 B  received 1204 B
+1.0 s  'iperf3' (pid 4021)  sent 3108213044 B  received 1204 B
 1.0 s  unknown: NOT_IP  sent 0 B  received 84 B
 """
 

@@ -181,8 +181,11 @@ def _report(arguments: argparse.Namespace) -> int:
 
 
 def _report_of_file(arguments: argparse.Namespace) -> int:
-    if arguments.interface or arguments.duration:
-        raise procnet.UsageError("--read goes without --interface and --duration")
+    live = (arguments.interface, arguments.duration, arguments.kernel, arguments.counting)
+    if live != (None, None, "auto", "auto"):
+        raise procnet.UsageError(
+            "--read goes without --interface, --duration, --kernel and --counting"
+        )
     try:
         report = procnet.read_capture(arguments.read, local_addresses=arguments.local)
     except procnet.IncompleteCaptureError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NoReturn
 
 from procnet.bpf import core, counts, kprobe
 from procnet.capture import handle
@@ -121,6 +122,6 @@ def _feature_name(owners: str) -> str:
     return f"{owners} owners"
 
 
-def _refuse(what: str, feature: Feature) -> None:
+def _refuse(what: str, feature: Feature) -> NoReturn:
     remedy = f"; {feature.remedy}" if feature.remedy else ""
     raise UnsupportedError(f"{what} cannot be had here: {feature.reason}{remedy}")

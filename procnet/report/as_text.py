@@ -15,8 +15,7 @@ _MAX_FLOWS = 40
 
 def report_as_text(report: Report, *, max_flows: int = _MAX_FLOWS) -> str:
     """Processes, the largest flows, what has no owner and why, and what was lost."""
-    lines = [f"{report.duration_s:.1f} s, counting: {report.features.counting},"
-             f" owners: {report.features.owners}", ""]  # fmt: skip
+    lines = [f"{report.duration_s:.1f} s, {', '.join(_in_use(report.features))}", ""]
     lines += _table(
         ("PID", "USER", "PROGRAM", "SENT", "RECEIVED", "SENT PAYLOAD", "RECEIVED PAYLOAD"),
         [
@@ -70,10 +69,7 @@ def frame_as_text(report: Report, *, max_rows: int = 30, width: int = 100) -> st
     ]
     rows.append(("", "", "total", *rates(report.totals.sent, report.totals.received)))
     head = ("PID", "USER", "PROGRAM", "SENT/s", "RECEIVED/s", "PKT OUT/s", "PKT IN/s")
-    title = (
-        f"procnet  {report.duration_s:.1f} s  counting: {report.features.counting}"
-        f"  owners: {report.features.owners}"
-    )
+    title = "  ".join(("procnet", f"{report.duration_s:.1f} s", *_in_use(report.features)))
     lines = [title, *_table(head, rows, left=(1, 2))]
     hidden = len(report.processes) - max_rows
     if hidden > 0:
@@ -84,13 +80,14 @@ def frame_as_text(report: Report, *, max_rows: int = 30, width: int = 100) -> st
 
 def features_as_text(features: Features) -> str:
     """The ladder of sources: yes or no, why, and what to do about a no."""
-    lines = [
-        f"counting: {features.counting or 'none'}   owners: {features.owners or 'none'}",
-        "",
-    ]
+    lines = ["   ".join(_in_use(features)), ""]
     for rung in features.rungs:
         lines += _rung_lines(rung)
     return "\n".join(lines) + "\n"
+
+
+def _in_use(features: Features) -> tuple[str, str]:
+    return f"counting: {features.counting or 'none'}", f"owners: {features.owners or 'none'}"
 
 
 def _rung_lines(rung: Feature) -> Iterable[str]:

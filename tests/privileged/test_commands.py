@@ -141,7 +141,8 @@ def test_an_unknown_link_type(tmp_path: Path) -> None:
 
 def test_options_that_exclude_each_other() -> None:
     assert_one_clear_line(procnet("report", "--local", "10.0.0.1"), 2, "--local")
-    assert_one_clear_line(procnet("report", "--read", "x", "--interface", "lo"), 2, "--read")
+    for live in (("--interface", "lo"), ("--kernel", "core"), ("--counting", "python")):
+        assert_one_clear_line(procnet("report", "--read", "x", *live), 2, "--read", live[0])
     done = procnet("report", "--read", str(TOP / "tests/data/loopback.pcap"), "--local", "x.y")
     assert_one_clear_line(done, 2, "x.y")
 

@@ -1,7 +1,9 @@
-"""The frames of ``procnet top``."""
+"""The frames of ``procnet top``, and a report's first line."""
+
+from dataclasses import replace
 
 from procnet.model import Features, Loss, Process, Traffic
-from procnet.report.as_text import frame_as_text
+from procnet.report.as_text import frame_as_text, report_as_text
 from procnet.report.report import NOTHING, Both, ProcessRow, Report
 
 
@@ -21,6 +23,12 @@ def test_what_does_not_fit_is_counted_after_the_total() -> None:
         lines = frame_as_text(report_of(7, loss), max_rows=5).splitlines()
         total = next(number for number, line in enumerate(lines) if "total" in line)
         assert lines[total + 1] == "… and 2 processes more"
+
+
+def test_a_report_says_that_nobody_tells_owners() -> None:
+    report = replace(report_of(1, Loss()), features=Features("python", ""))
+    assert report_as_text(report).startswith("1.0 s, counting: python, owners: none\n")
+    assert frame_as_text(report).startswith("procnet  1.0 s  counting: python  owners: none\n")
 
 
 def test_no_line_is_wider_than_the_terminal() -> None:
