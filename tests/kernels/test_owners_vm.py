@@ -19,7 +19,7 @@ KERNELS = {
 }
 # How many tests there are, so that none can go missing in silence.
 FACTS = {
-    "tests/privileged/owners/test_tcp.py": 18,
+    "tests/privileged/owners/test_tcp.py": 22,
     "tests/privileged/owners/test_datagrams.py": 22,
     "tests/privileged/owners/test_raw.py": 9,
     "tests/privileged/owners/test_processes.py": 18,
@@ -30,7 +30,8 @@ CORE = {
     "tests/privileged/test_kinds.py::test_a_kind_is_named_to_the_byte_and_nobody_else_is": 35,
     "tests/privileged/test_kinds.py::test_nobody_is_named_who_did_not_say_so": 1,
     "tests/privileged/test_kinds.py::test_a_pid_that_is_used_again_is_two_processes": 1,
-    "tests/privileged/test_sharing.py::test_the_kernel_names_every_user": 8,
+    "tests/privileged/test_sharing.py::test_the_kernel_names_every_user": 9,
+    "tests/privileged/test_sharing.py::test_bytes_in_one_queue_are_never_the_other_process_s": 2,
 }
 SHORT_LIVED = "tests/privileged/test_short_lived.py::test_the_kernel_names_every_short_lived_sender"
 # Minutes, where each processor is emulated: of many short-lived senders, and of sockets older than
@@ -45,7 +46,7 @@ CORE_6_12 = {**CORE, f"{SHORT_LIVED}[udp-1009]": 1, f"{SHORT_LIVED}[tcp-1009]": 
 KPROBE = {
     **FACTS,
     "tests/privileged/owners/test_kprobe.py": 8,
-    "tests/kernels/guest/test_report_guest.py": 15,
+    "tests/kernels/guest/test_report_guest.py": 16,
 }
 
 
