@@ -281,6 +281,8 @@ class SocketScan(NamedTuple):
     """Holders of which a child, or another child of their parent, has ended since the look before:
     it may have used what they share, or a socket on the same port, and no look has shown it."""
     evidence: Evidence = Evidence.SOCKET_SCAN
+    malformed_rows: int = 0
+    """Rows of the kernel's tables that could not be understood: a socket may be missing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -344,6 +346,8 @@ class Loss:
     """Processes that ended while /proc was read: their sockets may lack a holder."""
     denied_processes: int = 0
     """Processes whose files we may not read, at the last look."""
+    malformed_rows: int = 0
+    """Rows of the kernel's socket tables that could not be understood."""
     processes_lost: int = 0
     """Times that a process could not be described because the ring was full: if it has ended, its
     name may be all that is known."""

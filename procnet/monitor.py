@@ -262,6 +262,7 @@ class Monitor:
             evicted_owners=self._ledger.owners.evicted_endpoints,
             vanished_processes=self._witnesses.vanished_processes,
             denied_processes=self._witnesses.denied_processes,
+            malformed_rows=self._witnesses.malformed_rows,
             processes_lost=self._witnesses.processes_lost,
             interrupted_captures=self._tap.interruptions,
             failures=self._failures,

@@ -70,6 +70,7 @@ class Witnesses:
     ) -> None:
         self.events = events
         self.vanished_processes = 0
+        self.malformed_rows = 0
         self.denied_processes = 0
         self.events_lost = self.processes_lost = 0
         self._netns = netns
@@ -162,6 +163,7 @@ class Witnesses:
             scan = scan._replace(forked=frozenset())
         self._remember_all(self._ledger.look(scan))
         self.vanished_processes += scan.vanished_processes
+        self.malformed_rows += scan.malformed_rows
         self.denied_processes = scan.denied_processes
 
     def _pause(self, started_s: float) -> None:

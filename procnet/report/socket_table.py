@@ -82,6 +82,7 @@ def as_json(rows: Sequence[SocketRow], scan: SocketScan) -> dict[str, Any]:
         "sockets": [_as_object(row) for row in rows],
         "vanished_processes": scan.vanished_processes,
         "denied_processes": scan.denied_processes,
+        "malformed_rows": scan.malformed_rows,
     }
 
 

@@ -59,9 +59,7 @@ class SocketScanner:
         """Walks over /proc/*/fd so far: what makes a scan expensive."""
         return self._holders.walks
 
-    @property
-    def malformed_lines(self) -> int:
-        """Lines of /proc/net and messages of sock_diag that could not be understood, so far."""
+    def _malformed(self) -> int:
         messages = 0 if self._diag is None else self._diag.malformed_messages
         return self._malformed_lines + messages
 
@@ -70,13 +68,15 @@ class SocketScanner:
 
         A namespace without a process (kept by a mount or a descriptor) cannot be read this way: its
         sockets are missing. ``refresh`` forces the walk over all descriptors.
-        ``vanished_processes`` counts this scan, ``denied_processes`` is as of the last walk.
+        ``vanished_processes`` and ``malformed_rows`` count this scan, ``denied_processes`` is as of
+        the last walk.
 
         Raises AccessError if the tables may not be read and ProcnetError if ``root`` is not a
         readable proc file system, or this process is short of descriptors or memory.
         """
         started_ns = self._wall_clock_ns()
         vanished_before = self._holders.vanished_processes
+        malformed_before = self._malformed()
         self._denied.clear()
         self.diag_tables = frozenset()
         try:
@@ -99,6 +99,7 @@ class SocketScanner:
             vanished_processes=self._holders.vanished_processes - vanished_before,
             forked=self._holders.forked(holders.values()),
             denied_processes=len(self._denied | self._holders.denied_pids),
+            malformed_rows=self._malformed() - malformed_before,
         )
 
     def _every_socket(self) -> list[Socket]:

@@ -20,6 +20,7 @@ from collections.abc import Callable
 
 HOST = "127.0.0.1"
 TIMEOUT_S = 20.0
+SO_SNDBUFFORCE = 32  # include/uapi/asm-generic/socket.h
 Truth = list[dict[str, object]]
 
 
@@ -247,7 +248,7 @@ def slow_connection() -> tuple[socket.socket, socket.socket, object, object]:
     listener.listen()
     listener.settimeout(TIMEOUT_S)
     sock = socket.socket()
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4 << 20)
+    sock.setsockopt(socket.SOL_SOCKET, SO_SNDBUFFORCE, 4 << 20)
     sock.settimeout(TIMEOUT_S)
     sock.connect(listener.getsockname())
     accepted, _ = listener.accept()

@@ -26,7 +26,7 @@ tcp     established  [::1]:80      [::1]:54321      11     1009      nginx      
 
 def scan_of(*sockets: Socket, holders: dict[int, list[ProcessId]] | None = None) -> SocketScan:
     held = {inode: frozenset(who) for inode, who in (holders or {}).items()}
-    return SocketScan(1, 2, list(sockets), held, 3, 5)
+    return SocketScan(1, 2, list(sockets), held, 3, 5, malformed_rows=7)
 
 
 LISTENER = Socket(11, TCP, 4, ANY, 80, ANY, 0, "listen", 501, 0)
@@ -123,4 +123,5 @@ def test_json_has_the_keys_of_the_report_schema() -> None:
         ],
         "vanished_processes": 3,
         "denied_processes": 5,
+        "malformed_rows": 7,
     }

@@ -328,8 +328,8 @@ def test_malformed_lines_are_counted(tree: ProcTree) -> None:
         table.write("   1: what is this?\n")
     tree.add_socket("udp", inode=0)
     scanner = SocketScanner(tree.root)
-    assert len(scanner.scan().sockets) == 1
-    assert scanner.malformed_lines == 1
+    scan = scanner.scan()
+    assert (len(scan.sockets), scan.malformed_rows) == (1, 1)
 
 
 def test_a_kernel_may_lack_tables(tree: ProcTree) -> None:
