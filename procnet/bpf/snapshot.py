@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 
+from procnet.errors import LayoutError
 from procnet.kernel_text import STATE_NAMES
 from procnet.model import (
     CLOCK_TICK_NS,
@@ -25,13 +26,21 @@ _TCP_STATE_NAMES = (*STATE_NAMES[:7], "bound_inactive", *STATE_NAMES[8:])
 
 
 def decode_snapshot(rows: bytes, started_ns: int, ended_ns: int) -> SocketScan:
-    """One socket for each inode, and who has it open. As in /proc/net, none without an address."""
+    """One socket for each inode, and who has it open. As in /proc/net, none without an address.
+
+    Raises LayoutError for rows of another size than ours.
+    """
+    if len(rows) % OPEN_SOCKET.size:
+        raise LayoutError(
+            f"the socket iterator gave {len(rows)} bytes, not rows of {OPEN_SOCKET.size}: reinstall"
+            " procnet, its BPF object and its Python modules are not of one version"
+        )
     addresses = UnmappedAddresses()
     sockets: list[Socket] = []
     holders: dict[int, frozenset[ProcessId]] = {}
     shared: dict[int, set[ProcessId]] = {}
     # The rows come process by process: one set for all the sockets of each.
-    last_pid = last_start_ns = 0
+    last_pid = last_start_ns = -1
     alone = frozenset[ProcessId]()
     for (
         local, remote, local_port, remote_port, protocol, inode, start_ns, pid, netns, uid,
