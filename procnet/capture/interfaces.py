@@ -20,6 +20,7 @@ from procnet.model import unmapped
 _NETLINK_ROUTE = 0
 _NLM_F_REQUEST, _NLM_F_DUMP, _NLM_F_DUMP_INTR = 0x01, 0x300, 0x10
 _NLMSG_ERROR, _NLMSG_DONE = 2, 3
+_MAX_ERRNO = 4095  # include/linux/err.h
 _RTM_NEWLINK, _RTM_GETLINK, _RTM_NEWADDR, _RTM_GETADDR = 16, 18, 20, 22
 _RTMGRP_LINK, _RTMGRP_IPV4_IFADDR, _RTMGRP_IPV6_IFADDR = 0x1, 0x10, 0x100
 # linux/if_link.h, linux/if_addr.h, linux/if.h
@@ -196,6 +197,7 @@ def _answers(netlink: socket.socket) -> tuple[list[tuple[int, bytes]], bool]:
                 return messages, consistent
             if kind == _NLMSG_ERROR:
                 number = -int.from_bytes(body[:4], sys.byteorder, signed=True)
+                number = min(max(0, number), _MAX_ERRNO)
                 raise OSError(number, os.strerror(number))
             messages.append((kind, body))
 

@@ -35,6 +35,7 @@ from procnet.sockets.tables import make_socket
 _NETLINK_SOCK_DIAG = 4
 _SOCK_DIAG_BY_FAMILY = 20
 _NLMSG_ERROR, _NLMSG_DONE, _NLMSG_OVERRUN = 2, 3, 4
+_MAX_ERRNO = 4095  # include/linux/err.h; strerror() takes no number that is not an int of C
 _NLM_F_DUMP_INTR = 0x10
 _NLM_F_REQUEST_DUMP = 0x301
 
@@ -142,7 +143,7 @@ def _error_of(view: memoryview, offset: int, length: int) -> int:
     if length < _HEADER.size + _ERRNO.size:
         return 0
     number: int = _ERRNO.unpack_from(view, offset + _HEADER.size)[0]
-    return max(0, -number)
+    return min(max(0, -number), _MAX_ERRNO)
 
 
 def _take_run(view: memoryview, length: int, table: str, netns: int, sockets: list[Socket]) -> int:

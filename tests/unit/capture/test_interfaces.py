@@ -65,6 +65,23 @@ def test_a_kernel_that_refuses_is_a_capture_error(monkeypatch: pytest.MonkeyPatc
         InterfaceWatch()
 
 
+def test_an_error_that_no_kernel_knows_is_a_capture_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Netlink:
+        def __init__(self, groups: int) -> None: ...
+        def __enter__(self) -> Netlink:
+            return self
+
+        def __exit__(self, *exc_info: object) -> None: ...
+        def settimeout(self, seconds: float) -> None: ...
+        def sendto(self, request: bytes, address: tuple[int, int]) -> None: ...
+        def recvfrom(self, size: int) -> tuple[bytes, tuple[int, int]]:
+            return struct.pack("=IHHIIi", 20, 2, 0, 1, 0, -(2**31)), (0, 0)
+
+    monkeypatch.setattr(interfaces, "_open", Netlink)
+    with pytest.raises(CaptureError, match="list network interfaces"):
+        list_interfaces()
+
+
 def link(index: int, flags: int, *attributes: tuple[int, bytes]) -> tuple[int, bytes]:
     body = struct.pack("=BxHiII", 0, 1, index, flags, 0)
     for kind, value in attributes:

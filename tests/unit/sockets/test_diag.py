@@ -235,6 +235,11 @@ def test_an_error_message_is_an_answer_too() -> None:
     assert "tcp" in diag.absent
 
 
+def test_an_error_that_no_kernel_knows_is_one_all_the_same() -> None:
+    diag = tables(always(row(), netlink_message(3, struct.pack("=i", -(2**31)))))
+    assert "tcp" not in diag.read(NETNS)
+
+
 def test_an_error_that_may_pass_is_not_remembered() -> None:
     answers = iter([[done(errno.EPERM)], [done(sequence=2)]])
     diag = tables(FakeNetlink(lambda protocol, family, sequence: next(answers)))
