@@ -10,6 +10,7 @@ from procnet.capture.counter import Counter
 from procnet.capture.handle import FileHandle
 from procnet.errors import CaptureError, UsageError
 from procnet.features import yes
+from procnet.kernel_text import decode_text
 from procnet.ledger.flows import MAX_FLOWS
 from procnet.ledger.ledger import Ledger
 from procnet.model import Features, Loss, Process, unmapped
@@ -43,9 +44,11 @@ def read_capture(
     handle = FileHandle(os.fspath(path))
     problem = ""
     ledger = Ledger(max_flows=max_flows)
-    first_ns = last_ns = 0
+    # Begin and end, once there is a packet. Any time may stand in a file, also 0 and those before.
+    span_ns: tuple[int, ...] = ()
     try:
-        counter = Counter(os.fspath(path), handle.link_type, 0, local, offline=True)
+        name = decode_text(os.fsencode(path))
+        counter = Counter(name, handle.link_type, 0, local, offline=True)
         more = True
         while more:
             try:
@@ -54,16 +57,15 @@ def read_capture(
                 problem, more = str(error), False
             counts = counter.drain()
             for count in counts:
-                first_ns = min(first_ns or count.first_ns, count.first_ns)
-                last_ns = max(last_ns, count.last_ns)
+                span_ns = min((count.first_ns, *span_ns)), max((count.last_ns, *span_ns))
             ledger.count(counts)
-            ledger.settle(last_ns, final=True)
+            ledger.settle(max(span_ns, default=0), final=True)
     finally:
         handle.close()
     report = build_report(
         ledger.account(),
-        started_ns=first_ns,
-        ended_ns=last_ns,
+        started_ns=min(span_ns, default=0),
+        ended_ns=max(span_ns, default=0),
         process_of=lambda process: Process(*process, name=""),
         loss=Loss(
             undecodable_packets=ledger.undecodable_packets, evicted_flows=ledger.evicted_flows

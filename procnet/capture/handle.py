@@ -283,6 +283,8 @@ class FileHandle(_Handle):
         try:
             # Not blocking, for a pipe without a writer.
             descriptor = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        except UnicodeEncodeError as error:
+            raise UsageError(f"cannot read {self._path!r}: {error.reason}") from error
         except OSError as error:
             raise CaptureError(f"cannot read {self._path}: {error.strerror}") from error
         try:
