@@ -13,11 +13,13 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Sequence
+from typing import NoReturn
 
 import procnet
 from procnet import ladder
 from procnet.report.as_json import features_as_json, report_as_json
 from procnet.report.as_text import features_as_text, frame_as_text, report_as_text
+from procnet.report.printable import printable_lines
 from procnet.report.socket_table import as_json as sockets_as_json
 from procnet.report.socket_table import as_text as sockets_as_text
 from procnet.report.socket_use import as_json as use_as_json
@@ -31,7 +33,9 @@ _CLEAR_SCREEN = "\x1b[H\x1b[2J"
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; returns the exit status: 0 done, 1 could not, 2 usage."""
     arguments = _parser().parse_args(argv)
-    logging.basicConfig(format="procnet: %(message)s")
+    handler = logging.StreamHandler()
+    handler.setFormatter(_Formatter("procnet: %(message)s"))
+    logging.basicConfig(handlers=[handler])
     command: Callable[[argparse.Namespace], int] = arguments.command
     if sys.stdout is None:
         return _say("standard output is closed; give it a place to go, such as /dev/null", 1)
@@ -64,13 +68,28 @@ def _drop_output() -> None:
     os.close(null)
 
 
+class _Formatter(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return printable_lines(super().format(record))
+
+
 def _say(error: procnet.ProcnetError | str, status: int) -> int:
-    print(f"procnet: {error}", file=sys.stderr)
+    _tell(f"procnet: {error}")
     return status
 
 
+def _tell(text: str) -> None:
+    # Files and, by the kernel's rules, interfaces may be called what steers a terminal.
+    print(printable_lines(text), file=sys.stderr, flush=True)
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        super().error(printable_lines(message))
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="procnet", description="Says which process every byte on the network belongs to."
     )
     parser.add_argument("--version", action="version", version=f"procnet {procnet.__version__}")
@@ -174,7 +193,7 @@ def _report(arguments: argparse.Namespace) -> int:
         raise procnet.UsageError("--local goes with --read: live addresses are known")
     stop = _stop_at_signal()
     with _monitor(arguments) as monitor:
-        print(f"capturing on {', '.join(monitor.interfaces)}", file=sys.stderr, flush=True)
+        _tell(f"capturing on {', '.join(monitor.interfaces)}")
         stop.wait(arguments.duration)
     _print_report(monitor.report(), arguments.format)
     return 0
@@ -211,7 +230,7 @@ def _top(arguments: argparse.Namespace) -> int:
     frames = arguments.frames or (0 if terminal else FRAMES_WITHOUT_TERMINAL)
     shown = 0
     with _monitor(arguments, arguments.interval) as monitor:
-        print(f"capturing on {', '.join(monitor.interfaces)}", file=sys.stderr, flush=True)
+        _tell(f"capturing on {', '.join(monitor.interfaces)}")
         for report in monitor:
             size = shutil.get_terminal_size((100, 40))
             rows = max(size.lines - 12, 5) if terminal else 30
@@ -228,7 +247,7 @@ def _watch(arguments: argparse.Namespace) -> int:
     stopping, lost = False, 0
     poller = select.poll()
     with procnet.Watch(kernel=arguments.kernel) as watch:
-        print("watching", file=sys.stderr, flush=True)
+        _tell("watching")
         poller.register(watch, select.POLLIN)
         while not stopping:
             poller.poll(_STOP_WITHIN_MS)
@@ -251,10 +270,9 @@ def _sockets(arguments: argparse.Namespace) -> int:
     else:
         print(sockets_as_text(rows), end="", flush=True)
         if scan.denied_processes:
-            print(
+            _tell(
                 f"procnet: the sockets of {scan.denied_processes} processes may not be seen;"
-                " run as root (sudo) to see them",
-                file=sys.stderr,
+                " run as root (sudo) to see them"
             )
     return 0
 

@@ -38,6 +38,11 @@ def printable(text: str, width: int | None = None) -> str:
     return text
 
 
+def printable_lines(text: str) -> str:
+    """The same for a text of several lines, which stay that."""
+    return "\n".join(map(printable, text.split("\n")))
+
+
 def _visible(character: str) -> str:
     if character.isprintable() and character not in _INVISIBLE:
         return character

@@ -29,7 +29,8 @@ _DELETED = " (deleted)"
 
 def _user_name(uid: int) -> str:
     try:
-        return pwd.getpwuid(uid).pw_name
+        # Python gives bytes that are not UTF-8 as surrogates, which no strict reader of JSON takes.
+        return decode_text(os.fsencode(pwd.getpwuid(uid).pw_name))
     except KeyError:
         return ""
 

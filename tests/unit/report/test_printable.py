@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from procnet.report.printable import printable
+from procnet.report.printable import printable, printable_lines
 
 
 @pytest.mark.parametrize(
@@ -45,6 +45,10 @@ def test_what_could_steer_or_deceive_a_terminal_is_escaped(text: str, shown: str
 )
 def test_what_is_too_long_is_cut_and_says_so(text: str, width: int, shown: str) -> None:
     assert printable(text, width) == shown
+
+
+def test_lines_stay_lines() -> None:
+    assert printable_lines("a\n\x1b[2J\r\n") == "a\n\\x1b[2J\\x0d\n"
 
 
 def test_a_width_that_holds_nothing_is_refused() -> None:

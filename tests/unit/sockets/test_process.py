@@ -4,6 +4,7 @@ import os
 import sys
 import tempfile
 import threading
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given, settings
@@ -224,6 +225,13 @@ def test_a_user_is_asked_for_once(tree: ProcTree) -> None:
         tree.add_process(pid, uid=1000)
         table.get(ProcessId(pid, 1_000_000_000))
     assert asked == [1000]
+
+
+def test_a_user_may_be_called_any_bytes(tree: ProcTree, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pwd.getpwuid", lambda uid: SimpleNamespace(pw_name="caf\udcff"))
+    tree.add_process(23, uid=1000)
+    row = ProcessTable(tree.root).get(SHELL)
+    assert row is not None and row.user == r"caf\xff"
 
 
 @settings(deadline=None)
