@@ -374,7 +374,7 @@ static inline bool read_connection(struct procnet_sock *to, struct procnet_tuple
 
 /* TCP -------------------------------------------------------------------------------------------*/
 
-static inline u64 current_user(void)
+static inline u64 acting_user(void)
 {
 	return digest_of((struct task_struct *)bpf_get_current_task());
 }
@@ -382,7 +382,7 @@ static inline u64 current_user(void)
 /* The port is chosen, the tuple complete, the SYN not yet sent. */
 int on_tcp_connect(struct pt_regs *ctx, struct sock *sk)
 {
-	struct procnet_connection opened = {.sender = current_user(), .is_opened = 1};
+	struct procnet_connection opened = {.sender = acting_user(), .is_opened = 1};
 	struct procnet_sock sock = {};
 	struct procnet_tuple tuple;
 	u64 id = (u64)sk;
@@ -461,7 +461,7 @@ static inline bool is_queued_before(struct sock *sk)
 
 static inline int send_tcp(struct sock *sk)
 {
-	u64 id = (u64)sk, user = current_user();
+	u64 id = (u64)sk, user = acting_user();
 	struct procnet_connection connection = get_connection(id);
 	u32 what = PROCNET_SEND | SENDS;
 	struct procnet_sock sock = {};
@@ -503,7 +503,7 @@ int on_tcp_sendpage(struct pt_regs *ctx, struct sock *sk)
  */
 static inline int receive_tcp(struct sock *sk)
 {
-	u64 id = (u64)sk, user = current_user();
+	u64 id = (u64)sk, user = acting_user();
 	struct procnet_connection connection = get_connection(id);
 	u32 what = PROCNET_RECEIVE | RECEIVES | (is_unsent(&connection) ? SENDS : 0);
 	struct procnet_sock sock = {};
