@@ -13,10 +13,11 @@ SUDO := $(shell [ "$$(id -u)" = 0 ] || { command -v sudo >/dev/null && \
 	echo "echo 'This needs root, and there is no sudo.' >&2; false")
 BENCHMARKS := engines count_program owner_hooks
 PYTEST := -m pytest -p no:cacheprovider
+SECONDS ?= 10
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint test-unit test-privileged test-vm test-pcap-ct bench bench-parts clean \
-	ready-run ready-test ready-bench ready-vm ready-pcap-ct
+.PHONY: help run test lint test-unit test-privileged test-vm test-pcap-ct fuzz bench bench-parts \
+	clean ready-run ready-test ready-fuzz ready-bench ready-vm ready-pcap-ct
 
 help:  ## say what there is
 	@echo 'procnet: which process does every byte on the network belong to?'
@@ -46,6 +47,9 @@ test-pcap-ct: ready-pcap-ct  ## units and captures on a newer Python, with pcap-
 	$(SUDO) .venv-pcap-ct/bin/python $(PYTEST) -m 'not vm' --junit-xml=$(JUNIT)/pcap-ct.xml \
 		tests/unit tests/privileged/test_capture.py tests/privileged/test_report.py
 
+fuzz: ready-fuzz  ## look for input that breaks something, SECONDS=10 for each kind of it
+	$(PYTHON) -m tests.fuzz.run --seconds $(SECONDS)
+
 # $(call measure,NAMES): one fails where it measured nothing; the others are run all the same.
 measure = mkdir -p build/benchmarks; failed=; for each in $(1); do echo "== $$each"; \
 	$(SUDO) unshare --net sh -c "ip link set lo up && exec $(PYTHON) -m benchmarks.$$each" || \
@@ -62,5 +66,5 @@ clean:  ## remove what was built, the virtual environments too
 	rm -rf build dist *.egg-info .venv .venv-pcap-ct .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find . -name __pycache__ -not -path './.git/*' -prune -exec rm -rf {} +
 
-ready-run ready-test ready-bench ready-vm ready-pcap-ct:
+ready-run ready-test ready-fuzz ready-bench ready-vm ready-pcap-ct:
 	@tools/setup.sh $(@:ready-%=%)

@@ -1,7 +1,7 @@
 #!/bin/bash
 # Makes a Debian or Ubuntu machine ready for one of the Makefile's targets:
 #
-#     tools/setup.sh run | test | bench | vm | pcap-ct
+#     tools/setup.sh run | test | fuzz | bench | vm | pcap-ct
 #
 # First the distribution's packages, those that are missing; then a virtual environment. It needs
 # root for the packages alone, and takes it by sudo if it has to. What was done is noted in the
@@ -9,7 +9,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-level=${1:?"usage: tools/setup.sh run|test|bench|vm|pcap-ct"}
+level=${1:?"usage: tools/setup.sh run|test|fuzz|bench|vm|pcap-ct"}
 
 # -- what each level needs ---------------------------------------------------------------------
 
@@ -45,6 +45,7 @@ lower=()  # what is ready too when this level is
 case $level in
     run) extras= ;;
     test) lower=(run) ;;
+    fuzz) extras='[test,fuzz]' lower=(run test) ;;
     bench | vm) lower=(run test) ;;
     pcap-ct) venv=.venv-pcap-ct ;;
     *) echo "tools/setup.sh: no such level: $level" >&2; exit 2 ;;
@@ -155,8 +156,8 @@ import configparser, re, sys
 config = configparser.ConfigParser()
 config.read("setup.cfg")
 lines = config["options"]["install_requires"].splitlines()
-if sys.argv[1]:
-    lines += config["options.extras_require"]["test"].splitlines()
+for extra in re.findall(r"\w+", sys.argv[1]):
+    lines += config["options.extras_require"][extra].splitlines()
 old = sys.version_info < (3, 12)
 wanted = [line.split(";")[0] for line in lines if line and not line.startswith("#")
           if ";" not in line or ('< "3.12"' in line) == old]
