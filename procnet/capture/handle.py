@@ -173,7 +173,9 @@ class LiveHandle(_Handle):
             raise CaptureError(f"cannot capture on {name}: {_reason(error)}") from error
         except UnicodeEncodeError as error:
             # The kernel allows any bytes in a name, the pcap modules only UTF-8.
-            raise CaptureError(f"cannot capture on {name!r}: {error.reason}") from error
+            raise CaptureError(
+                f"cannot capture on {name!r}: its name is not UTF-8; rename it, or name the others"
+            ) from error
         self._fileno = int(opened.fileno())
         if not stat.S_ISSOCK(os.fstat(self._fileno).st_mode):
             opened.close()

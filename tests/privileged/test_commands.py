@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -214,6 +215,21 @@ def test_a_process_name_cannot_reach_the_terminal_raw(loopback: Namespace) -> No
     assert "\\x1b" in output
     listed = procnet("sockets").stdout
     assert "\x1b" not in listed and "\\x1b" in listed
+
+
+def test_an_interface_name_cannot_reach_the_terminal_raw(loopback: Namespace) -> None:
+    for name in (b"n\x1b[2J", b"n\xff"):
+        loopback.run(["ip", "link", "add", os.fsdecode(name), "type", "veth"])
+    options = ("--kernel", "off", "--duration", "1", "--interface")
+    done = procnet("report", *options, "n\x1b[2J", namespace=loopback)
+    assert_one_clear_line(done, 1, r"n\x1b[2J", "not up")
+    done = procnet("report", *options, "nosuch", namespace=loopback)
+    assert_one_clear_line(done, 1, r"n\x1b[2J", r"n\udcff")
+    loopback.run(["ip", "link", "set", "n\x1b[2J", "up"])
+    done = procnet("report", *options, "n\x1b[2J", namespace=loopback)
+    assert done.returncode == 0 and done.stderr == "capturing on n\\x1b[2J\n"
+    done = procnet("report", *options, os.fsdecode(b"n\xff"), namespace=loopback)
+    assert_one_clear_line(done, 1, "not UTF-8", "rename")
 
 
 def test_version_is_told() -> None:
