@@ -40,7 +40,8 @@ struct procnet_count {
 	__u64 payload_bytes;
 	__u64 first_ns; /* CLOCK_BOOTTIME */
 	__u64 last_ns;
-	__u64 opens; /* the first packet is a TCP SYN without ACK */
+	__u8 opens; /* the first packet is a TCP SYN without ACK */
+	__u8 pad[7];
 };
 
 struct procnet_overflow_key {

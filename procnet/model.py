@@ -11,7 +11,7 @@ IPv4 address. The rows of a report carry addresses as text.
 from __future__ import annotations
 
 import enum
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -29,7 +29,8 @@ _PROTOCOL_NAMES = {
 
 IPV4_WILDCARD = bytes(4)
 IPV6_WILDCARD = bytes(16)
-_MAPPED_PREFIX = bytes(10) + b"\xff\xff"
+MAPPED_PREFIX = bytes(10) + b"\xff\xff"
+"""How an IPv6 address begins that stands for an IPv4 one: ::ffff:0:0/96 (RFC 4291)."""
 
 CLOCK_TICK_NS = 10_000_000
 """Resolution of a process's start time: /proc/PID/stat counts it in ticks of USER_HZ = 100 on every
@@ -43,8 +44,8 @@ def protocol_name(number: int) -> str:
 
 
 def unmapped(address: bytes) -> bytes:
-    """The packed address, an IPv4-mapped IPv6 one (::ffff:0:0/96, RFC 4291) turned into IPv4."""
-    if len(address) == 16 and address.startswith(_MAPPED_PREFIX):
+    """The packed address, an IPv4-mapped IPv6 one turned into IPv4."""
+    if len(address) == 16 and address.startswith(MAPPED_PREFIX):
         return address[12:]
     return address
 
@@ -177,23 +178,27 @@ Ends = tuple[int, bytes, int, bytes, int]
 """Protocol, source, source port, destination and destination port, as a packet has them."""
 
 
-class Counted(NamedTuple):
-    """Packets between two ends that one interface saw go one way: what the kernel counts.
+CountedEnds = tuple[bytes, bytes, bytes, bytes, int, int, int, bool, int]
+"""Source and destination, each in two pieces: 12 bytes, which are ``MAPPED_PREFIX`` for IPv4, and
+the other 4; their ports, protocol, whether this host gave it to the interface, its index."""
 
-    Not yet a flow's: whether it was sent or received is for ``capture`` to say. ``outgoing``: this
-    host gave it to the interface. ``ends`` is None for what found the kernel's table full.
-    ``opens`` is true if the first packet is a TCP SYN without ACK.
+CountedSums = tuple[int, int, int, int, int, bool]
+"""Packets, wire bytes, payload bytes, first and last time in nanoseconds since boot, and whether
+the first packet is a TCP SYN without ACK."""
+
+
+class Counted(NamedTuple):
+    """What the kernel counted: packets between two ends that one interface saw go one way.
+
+    Not yet a flow's: whether it was sent or received is for ``capture`` to say. A hundred thousand
+    entries are taken out at once, so an entry is two plain tuples, as ``struct`` makes them.
+    ``evicted`` found the kernel's table full: interface, whether it was outgoing, sums. ``boot_ns``
+    is the wall-clock time of the boot.
     """
 
-    interface_index: int
-    outgoing: bool
-    ends: Ends | None
-    packets: int
-    wire_bytes: int
-    payload_bytes: int
-    first_ns: int
-    last_ns: int
-    opens: bool
+    boot_ns: int
+    entries: Iterable[tuple[CountedEnds, CountedSums]]
+    evicted: list[tuple[int, bool, CountedSums]]
 
 
 class EventKind(enum.IntEnum):

@@ -8,7 +8,6 @@ written, and nothing is counted twice or not at all.
 from __future__ import annotations
 
 import contextlib
-import functools
 import itertools
 import mmap
 import os
@@ -26,7 +25,7 @@ from procnet.bpf.core_host import demanded, find_obstacle
 from procnet.bpf.events import boot_to_wall_ns
 from procnet.bpf.host import Host, promised
 from procnet.errors import AccessError, LoadError, UnsupportedError
-from procnet.model import Counted, Ends, Feature, unmapped
+from procnet.model import Counted, CountedEnds, CountedSums, Feature
 
 if TYPE_CHECKING:
     from procnet.bpf.batches import HashMap
@@ -40,26 +39,16 @@ OBJECT = Path(__file__).with_name("count.bpf.o")
 _NAME = "kernel counting"
 _PROGRAM = "on_packet"
 _TABLES = ("first_table", "second_table")
-# struct procnet_count_key: addresses, ports, protocol and whether it is outgoing in one piece, the
-# CPU, of which there is no need, turn, interface. And its first piece.
-_KEY = struct.Struct("=38s2xII")
-_ENDS = struct.Struct("=16s16sHHB?")
-# struct procnet_count: packets, wire bytes, payload bytes, first and last time, opens.
-_COUNT = struct.Struct("=QQQQQQ")
-_OVERFLOW_KEY = struct.Struct("=II")
-# Native alignment, so that struct moves a number in one piece.
+# struct procnet_count_key, as CountedEnds. Its CPU and its turn only tell entries apart: who is in
+# two of them has two runs.
+_KEY = struct.Struct("12s4s12s4sHHB?6xI")
+# struct procnet_count, as CountedSums. Both aligned: struct moves a number in one piece.
+_COUNT = struct.Struct("5Q?7x")
+_OVERFLOW_KEY = struct.Struct("II")
 _FLAG = struct.Struct("Q")
 _COUNTED_AT, _OVERFLOW_AT = 0, _FLAG.size
 _SO_ATTACH_BPF = 50  # include/uapi/asm-generic/socket.h
-_KNOWN_ENDS = 1 << 17
 _FEATURE = features.yes(_NAME, "the program could be attached to a packet socket")
-_NOTHING = (0, 0, 0, 0, 0, 0)
-# The constructor of a NamedTuple takes three times as long.
-_new = tuple.__new__
-
-# Key and sums of an entry, as they come out of the two structures.
-_Key = tuple[bytes, int, int]
-_Sums = tuple[int, int, int, int, int, int]
 
 
 class _Loaded(NamedTuple):
@@ -88,9 +77,8 @@ class KernelCounts:
         self._held = held
         self._lock = threading.Lock()
         self._closed = False
-        self._overflowed: dict[tuple[int, int], _Sums] = {}
+        self._overflowed: dict[tuple[int, int], tuple[int, ...]] = {}
         self._overflow_read_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
-        self._ends: dict[bytes, tuple[Ends, bool]] = {}
 
     @classmethod
     def open(
@@ -124,21 +112,24 @@ class KernelCounts:
             except OSError as error:
                 raise LoadError(f"{_NAME}: cannot be attached: {error.strerror}") from error
 
-    def drain(self, *, surely: bool = False) -> Iterator[Counted]:
-        """What was counted since the last call, one row for each flow, direction and turn.
+    def drain(self, *, surely: bool = False) -> Counted:
+        """What was counted since the last call: an entry for each flow, direction, turn and CPU.
 
         Costs nothing where nothing was. ``surely`` does not believe in that: for the last drain of
         a socket. Otherwise a count may, rarely, come with the next one that something else causes.
         """
-        rows: list[Iterator[Counted]] = []
+        entries: list[tuple[bytes, bytes]] = []
+        evicted: list[tuple[int, bool, CountedSums]] = []
+        boot_ns = 0
         with self._lock:
-            if self._closed:
-                return iter(())
-            if self._is_news(_COUNTED_AT) or surely:
-                rows.append(self._rows(self._take(), boot_to_wall_ns()))
-            if self._is_news(_OVERFLOW_AT) or surely:
-                rows.append(iter(self._overflow_rows(boot_to_wall_ns())))
-        return itertools.chain(*rows)
+            if not self._closed:
+                if self._is_news(_COUNTED_AT) or surely:
+                    entries = self._take()
+                if self._is_news(_OVERFLOW_AT) or surely:
+                    evicted = self._overflow_since()
+                if entries or evicted:
+                    boot_ns = boot_to_wall_ns()
+        return Counted(boot_ns, itertools.chain.from_iterable(map(_unpack, entries)), evicted)
 
     def feature(self) -> Feature:
         """That it works, and how we know."""
@@ -158,78 +149,40 @@ class KernelCounts:
             _FLAG.pack_into(self._news, at, 0)
         return bool(told)
 
-    def _take(self) -> dict[_Key, _Sums]:
-        """The table's entries, the CPUs added up; the table is empty then."""
+    def _take(self) -> list[tuple[bytes, bytes]]:
+        """The table's keys and values; the table is empty then."""
         from procnet.bpf.batches import put_map
 
         put_map(self._counting, 0, self._empty.descriptor)
         self._written, self._empty = self._empty, self._written
-        entries: dict[_Key, _Sums] = {}
-        for keys, values in self._empty.take():
-            pairs = zip(_KEY.iter_unpack(keys), _COUNT.iter_unpack(values), strict=True)
-            for key, sums in cast("Iterator[tuple[_Key, _Sums]]", pairs):
-                other = entries.get(key)
-                entries[key] = sums if other is None else _sum(sums, other)
-        return entries
+        return [(bytes(keys), bytes(values)) for keys, values in self._empty.take()]
 
-    def _rows(self, entries: dict[_Key, _Sums], wall_ns: int) -> Iterator[Counted]:
-        known = self._ends
-        # One by one and not a list: what has been read is let go of at once.
-        while entries:
-            (key, _, index), sums = entries.popitem()
-            packets, wire_bytes, payload_bytes, first_ns, last_ns, opens = sums
-            found = known.get(key)
-            if found is None:
-                if len(known) >= _KNOWN_ENDS:
-                    known.clear()
-                found = known[key] = _read_ends(key)
-            ends, outgoing = found
-            yield _new(Counted, (
-                index, outgoing, ends, packets, wire_bytes, payload_bytes,
-                first_ns + wall_ns, last_ns + wall_ns, opens != 0,
-            ))  # fmt: skip
-
-    def _overflow_rows(self, wall_ns: int) -> list[Counted]:
+    def _overflow_since(self) -> list[tuple[int, bool, CountedSums]]:
         # Written while it is read, so it only grows: the difference is what is new.
-        rows = []
+        found = []
         since_ns = self._overflow_read_ns
         self._overflow_read_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
         for keys, values in self._overflow.read():
             counts = list(_COUNT.iter_unpack(values))
             cpus = len(counts) // (len(keys) // _OVERFLOW_KEY.size)
             for number, key in enumerate(_OVERFLOW_KEY.iter_unpack(keys)):
-                of_cpus = cast("list[_Sums]", counts[number * cpus : (number + 1) * cpus])
-                now = functools.reduce(_sum, of_cpus)
-                before = self._overflowed.get(key, _NOTHING)
+                of_cpus = cast("list[CountedSums]", counts[number * cpus : (number + 1) * cpus])
+                now = tuple(sum(sums[i] for sums in of_cpus) for i in range(3))
+                before = self._overflowed.get(key, (0, 0, 0))
                 self._overflowed[key] = now
                 packets, wire, payload = (now[i] - before[i] for i in range(3))
                 if packets or wire or payload:
                     index, outgoing = key
-                    rows.append(
-                        Counted(
-                            index, outgoing != 0, None, packets, wire, payload,
-                            since_ns + wall_ns, max(since_ns, now[4]) + wall_ns, False,
-                        )
-                    )  # fmt: skip
-        return rows
+                    last_ns = max(since_ns, *(sums[4] for sums in of_cpus))
+                    sums = (packets, wire, payload, since_ns, last_ns, False)
+                    found.append((index, outgoing != 0, sums))
+        return found
 
 
-def _sum(one: _Sums, other: _Sums) -> _Sums:
-    packets, wire_bytes, payload_bytes, first_ns, last_ns, opens = one
-    return (
-        packets + other[0],
-        wire_bytes + other[1],
-        payload_bytes + other[2],
-        min(first_ns, other[3]),
-        max(last_ns, other[4]),
-        opens | other[5],
-    )
-
-
-def _read_ends(key: bytes) -> tuple[Ends, bool]:
-    source, destination, source_port, destination_port, protocol, outgoing = _ENDS.unpack(key)
-    ends = protocol, unmapped(source), source_port, unmapped(destination), destination_port
-    return ends, outgoing
+def _unpack(entries: tuple[bytes, bytes]) -> Iterator[tuple[CountedEnds, CountedSums]]:
+    keys, values = entries
+    pairs = zip(_KEY.iter_unpack(keys), _COUNT.iter_unpack(values), strict=True)
+    return cast("Iterator[tuple[CountedEnds, CountedSums]]", pairs)
 
 
 def _load(

@@ -10,11 +10,18 @@ from procnet.model import Ends, FlowKey, Reason
 View = tuple[FlowKey | None, bool, Reason | None]
 """Flow, whether it sent, reason."""
 
+Side = tuple[bool, Reason | None]
+"""Whether it is the sender's, reason."""
+
+_SENT: tuple[Side, ...] = ((True, None),)
+_RECEIVED: tuple[Side, ...] = ((False, None),)
+_BOTH = _SENT + _RECEIVED
+_SENT_ON: tuple[Side, ...] = ((True, Reason.FORWARDED),)
+_RECEIVED_FOR_OTHERS: tuple[Side, ...] = ((False, Reason.FORWARDED),)
+
 _MULTICAST_IPV4 = range(224, 240)  # RFC 5771
 _BROADCAST = b"\xff\xff\xff\xff"
 _UNSPECIFIED = frozenset({bytes(4), bytes(16)})
-# The constructor of a NamedTuple takes three times as long.
-_new = tuple.__new__
 
 
 class Whose:
@@ -43,43 +50,37 @@ class Whose:
         is both ends'.
         """
         protocol, source, source_port, destination, destination_port = ends
-        netns = self._netns
-        sender: FlowKey = _new(
-            FlowKey, (netns, protocol, source, source_port, destination, destination_port)
-        )
-        receiver: FlowKey = _new(
-            FlowKey, (netns, protocol, destination, destination_port, source, source_port)
-        )
-        sent: View = (sender, True, None)
-        received: View = (receiver, False, None)
         if self._loopback:
-            return (sent, received), True
+            sides, by_address = _BOTH, True
+        elif self._offline and not self.local_addresses:
+            sides, by_address = (_SENT if self._sent_first(ends) else _RECEIVED), True
+        else:
+            sides = self._sides(source, destination, outgoing)
+            by_address = source in self.local_addresses or destination in self.local_addresses
+        netns = self._netns
+        sender = FlowKey(netns, protocol, source, source_port, destination, destination_port)
+        receiver = FlowKey(netns, protocol, destination, destination_port, source, source_port)
+        views = ((sender if sent else receiver, sent, reason) for sent, reason in sides)
+        return tuple(views), by_address
+
+    def sides_of_copy(self, source: bytes, destination: bytes, outgoing: bool) -> tuple[Side, ...]:
+        """For which ends they count where both copies of a loopback packet come: each for one."""
+        if self._loopback:
+            return _SENT if outgoing else _RECEIVED
+        return self._sides(source, destination, outgoing)
+
+    def _sides(self, source: bytes, destination: bytes, outgoing: bool) -> tuple[Side, ...]:
         local = self.local_addresses
-        if self._offline and not local:
-            return ((sent if self._sent_first(ends) else received),), True
-        local_ends = []
         if source in local:
-            local_ends.append(sent)
+            return _BOTH if destination in local else _SENT
         if destination in local:
-            local_ends.append(received)
-        if local_ends:
-            return tuple(local_ends), True
+            return _RECEIVED
         if outgoing:
             # Without an address of ours it is either passed on, or we have no address yet (DHCP)
             # or a changed one; only the first goes to another host from another host.
-            if _is_group(destination) or source in _UNSPECIFIED:
-                return (sent,), False
-            return ((sender, True, Reason.FORWARDED),), False
-        if _is_group(destination):
-            return (received,), False
-        return ((receiver, False, Reason.FORWARDED),), False
-
-    def views_of_copy(self, ends: Ends, outgoing: bool) -> tuple[View, ...]:
-        """The same where both copies of a loopback packet come: each is of one end."""
-        views, _ = self.views(ends, outgoing)
-        if self._loopback:
-            return views[:1] if outgoing else views[1:]
-        return views
+            own = _is_group(destination) or source in _UNSPECIFIED
+            return _SENT if own else _SENT_ON
+        return _RECEIVED if _is_group(destination) else _RECEIVED_FOR_OTHERS
 
     def _sent_first(self, ends: Ends) -> bool:
         protocol, source, source_port, destination, destination_port = ends

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import pytest
 
@@ -12,7 +12,18 @@ from procnet.capture.counter import Counter
 from procnet.capture.engine import KernelSide
 from procnet.capture.whose import Whose
 from procnet.errors import LoadError
-from procnet.model import TCP, UDP, Counted, Ends, FlowCount, FlowKey, Reason
+from procnet.model import (
+    MAPPED_PREFIX,
+    TCP,
+    UDP,
+    Counted,
+    CountedEnds,
+    CountedSums,
+    Ends,
+    FlowCount,
+    FlowKey,
+    Reason,
+)
 from procnet.testing.frames import packed, udp_frame
 
 LO, ETH = 1, 7
@@ -21,9 +32,12 @@ OUT: Ends = (UDP, OURS, 5000, THEIRS, 53)
 BACK: Ends = (UDP, THEIRS, 53, OURS, 5000)
 
 
+Row = tuple[Ends | None, int, bool, int, bool]
+
+
 class FakeEngine:
     def __init__(self) -> None:
-        self.rows: list[Counted] = []
+        self.rows: Iterable[Row] = []
         self.attached: list[int] = []
         self.surely: list[bool] = []
         self.closed = False
@@ -31,10 +45,25 @@ class FakeEngine:
     def attach(self, descriptor: int) -> None:
         self.attached.append(descriptor)
 
-    def drain(self, *, surely: bool = False) -> Iterator[Counted]:
+    def drain(self, *, surely: bool = False) -> Counted:
         self.surely.append(surely)
         rows, self.rows = self.rows, []
-        return iter(rows)
+        evicted: list[tuple[int, bool, CountedSums]] = []
+
+        def entries() -> Iterator[tuple[CountedEnds, CountedSums]]:
+            for ends, index, outgoing, packets, opens in rows:
+                sums = (packets, 101, 17, 600, 1_600, opens)
+                if ends is None:
+                    evicted.append((index, outgoing, sums))
+                    continue
+                protocol, source, port, destination, other_port = ends
+                yield (
+                    (*pieces(source), *pieces(destination), port, other_port, protocol, outgoing,
+                     index),
+                    sums,
+                )  # fmt: skip
+
+        return Counted(400, entries(), evicted)
 
     def close(self) -> None:
         self.closed = True
@@ -54,11 +83,16 @@ def side(engine: FakeEngine) -> KernelSide:
     return made
 
 
+def pieces(address: bytes) -> tuple[bytes, bytes]:
+    whole = address if len(address) == 16 else MAPPED_PREFIX + address
+    return whole[:12], whole[12:]
+
+
 def row(
     ends: Ends | None, *, index: int = ETH, outgoing: bool = False, packets: int = 3,
     opens: bool = False,
-) -> Counted:  # fmt: skip
-    return Counted(index, outgoing, ends, packets, 101, 17, 1_000, 2_000, opens)
+) -> Row:  # fmt: skip
+    return ends, index, outgoing, packets, opens
 
 
 def key(ends: Ends) -> FlowKey:
@@ -149,7 +183,8 @@ def test_attach_and_close_go_through(engine: FakeEngine, side: KernelSide) -> No
 
 def test_a_copy_where_there_is_no_loopback_is_the_packet() -> None:
     whose = Whose(1, {OURS})
-    assert whose.views_of_copy(OUT, True) == whose.views(OUT, True)[0]
+    (view,), _ = whose.views(OUT, True)
+    assert whose.sides_of_copy(OURS, THEIRS, True) == (view[1:],)
 
 
 def test_rows_of_an_interface_that_nobody_named_are_not_lost(
@@ -166,12 +201,12 @@ def test_the_collector_of_garbage_is_left_as_it_was(
     was_at_work = gc.isenabled()
     seen = []
 
-    def rows() -> Iterator[Counted]:
+    def rows() -> Iterator[Row]:
         seen.append(gc.isenabled())
         yield row(OUT)
         raise LoadError("the map cannot be read")
 
-    engine.rows = rows()  # type: ignore[assignment]
+    engine.rows = rows()
     try:
         if at_work:
             gc.enable()
@@ -185,3 +220,15 @@ def test_the_collector_of_garbage_is_left_as_it_was(
             gc.enable()
     assert seen == [False]
     assert after is at_work
+    assert [count.packets for count in side.drain()] == [3]  # it had been read
+
+
+def test_ipv6_addresses_are_whole(engine: FakeEngine, side: KernelSide) -> None:
+    ours, theirs = packed("fd00::1"), packed("2001:db8::ffff:1")
+    side.set_local_addresses(frozenset({ours}))
+    ends = (UDP, ours, 5000, theirs, 53)
+    engine.rows = [row(ends, outgoing=True), row((UDP, theirs, 53, ours, 5000))]
+    assert [(count.key, count.sent) for count in side.drain()] == [
+        (key(ends), True),
+        (key(ends), False),
+    ]
