@@ -121,9 +121,12 @@ struct {
 	__type(value, struct procnet_count);
 } overflow SEC(".maps");
 
-enum procnet_news { NEWS_COUNTED = 0, NEWS_OVERFLOW = 1, NEWS = 2 };
+enum procnet_news { NEWS_ENTRIES = 0, NEWS_OVERFLOW = 1, NEWS = 2 };
 
-/* Whether there is anything to read: set here, cleared by user space, which maps it. */
+/*
+ * How much there is to read: entries that were made, and whether any packet found no room. Written
+ * here, set to 0 by user space, which maps it.
+ */
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__uint(map_flags, BPF_F_MMAPABLE);
@@ -414,11 +417,10 @@ static __always_inline bool read_packet(struct __sk_buff *skb, struct procnet_pa
 
 static __always_inline void tell(__u32 what)
 {
-	__u64 *flag = bpf_map_lookup_elem(&news, &what);
+	__u64 *number = bpf_map_lookup_elem(&news, &what);
 
-	/* Read before it is written: it is set already, and all CPUs have the line. */
-	if (flag && !*(volatile __u64 *)flag)
-		*(volatile __u64 *)flag = 1;
+	if (number)
+		__sync_fetch_and_add(number, 1);
 }
 
 /* Nobody else writes to a counter: a CPU handles packets with softirqs off. */
@@ -494,9 +496,9 @@ int on_packet(struct __sk_buff *skb)
 	count = bpf_map_lookup_elem(table, key);
 	if (count)
 		add(count, &more);
-	else if (bpf_map_update_elem(table, key, &more, BPF_NOEXIST) &&
-		 !add_overflow(key, &more))
+	else if (!bpf_map_update_elem(table, key, &more, BPF_NOEXIST))
+		tell(NEWS_ENTRIES);
+	else if (!add_overflow(key, &more))
 		return HAND_UP;
-	tell(NEWS_COUNTED);
 	return COUNTED;
 }

@@ -18,7 +18,7 @@ from typing import ParamSpec
 from procnet import ladder
 from procnet.bpf.counts import KernelCounts
 from procnet.capture.handle import BUFFER_BYTES
-from procnet.capture.tap import Tap
+from procnet.capture.tap import CROWD_ENTRIES, Tap
 from procnet.errors import AccessError, UnsupportedError, UsageError
 from procnet.ledger.flows import MAX_FLOWS
 from procnet.ledger.ledger import Account, Ledger
@@ -28,12 +28,9 @@ from procnet.witnesses import Witnesses, open_hooks
 
 TICK_S = 0.1
 """How often witnesses are read and runs are settled at the least; sooner if a flow is new."""
-_HAND_OVER_S = 0.05
-_HAND_OVER_NEW_S = 0.002
+_BUSY_S = 0.05
 _MAX_HANDED_OVER = 1 << 18  # flows; more stay in the kernel, which counts what it has no room for
 _BREATH_S = 0.002
-_CROWD_FLOWS = 8192
-"""The kernel's table of flows has room for eight times as many until it must be drained."""
 _YIELD_S = 0.001
 _HOLD_BACK_MS = 50
 _HOLD_BACK_LOOKING_MS = 2  # a look must come before a short-lived socket is gone
@@ -88,6 +85,7 @@ class Monitor:
         self._stopped = threading.Event()
         self._handed_over: deque[list[FlowCount]] = deque()
         self._news = threading.Event()
+        self._drain_asked = threading.Event()
         self._look_asked = threading.Event()
         self._looked = threading.Event()
         self._ledger = Ledger(max_flows=max_flows)
@@ -100,7 +98,6 @@ class Monitor:
         self._pid = 0
         self._asking: set[int] = set()
         self._busy = False
-        self._drained_s = 0.0
 
     # --- life ---
 
@@ -203,8 +200,9 @@ class Monitor:
         return () if self._tap is None else self._tap.interfaces
 
     def report(self) -> Report:
-        """Everything since the start; what still waits for an owner is ``PENDING``."""
+        """Everything until now; what has no owner yet, half a second later, is ``PENDING``."""
         with self._asked():
+            self._ask_for_a_look()
             with self._lock:
                 account, loss = self._ledger.account(), self._loss()
             return self._report(account, loss, self._started_ns)
@@ -221,9 +219,8 @@ class Monitor:
         ended = False
         while not ended:
             ended = self._stopped.wait(max(0.0, next_s - time.monotonic()))
-            if not ended:
-                self._ask_for_a_look()
             with self._asked():
+                self._ask_for_a_look()
                 with self._lock:
                     account, loss = self._ledger.take_interval(), self._loss()
                 report = self._report(account, loss, self._interval_ns)
@@ -232,10 +229,12 @@ class Monitor:
             next_s = max(next_s + self._interval_s, time.monotonic())
 
     def _ask_for_a_look(self) -> None:
-        """What was counted in the interval is settled by a look at its end, or it would be late."""
+        """What was counted until now is drained and settled by a look, or it would be late."""
+        if self._tap is None or not self._threads or self._stopped.is_set():
+            return
         self._looked.clear()
-        self._look_asked.set()
-        self._news.set()
+        self._drain_asked.set()
+        self._tap.wake()
         self._looked.wait(_LOOK_WAIT_S)
 
     @contextlib.contextmanager
@@ -293,22 +292,23 @@ class Monitor:
             # What the kernel counts wakes nobody; it is in no hurry either, unless the table fills.
             idle_s = TICK_S if tap.counts_in_kernel else _IDLE_S
             busy = self._busy or self._stopping.is_set()
-            self._guarded(tap.wait, _HAND_OVER_S if busy else idle_s)
+            self._guarded(tap.wait, _BUSY_S if busy else idle_s)
             self._guarded(self._hand_over, tap)
         self._guarded(tap.close)
         self._guarded(self._hand_over, tap, last=True)
 
     def _hand_over(self, tap: Tap, *, last: bool = False) -> None:
-        # A flow that is new may be over soon: whoever owns it must be looked for now.
-        pause_s = _HAND_OVER_NEW_S if tap.has_new_flows else _HAND_OVER_S
+        asked = self._drain_asked.is_set()
         full = tap.counts_in_kernel and sum(map(len, tuple(self._handed_over))) >= _MAX_HANDED_OVER
-        if not last and (full or time.monotonic() - self._drained_s < pause_s):
-            return
-        self._drained_s = time.monotonic()
-        counts = tap.drain()
-        self._busy = len(counts) > (_CROWD_FLOWS if tap.counts_in_kernel else 0)
-        if counts:
-            self._handed_over.append(counts)
+        if last or (not full and (asked or tap.is_due)):
+            counts = tap.drain()
+            self._busy = len(counts) > (CROWD_ENTRIES if tap.counts_in_kernel else 0)
+            if counts:
+                self._handed_over.append(counts)
+                self._news.set()
+        if asked:
+            self._drain_asked.clear()
+            self._look_asked.set()
             self._news.set()
 
     def _own(self) -> None:
@@ -329,6 +329,8 @@ class Monitor:
     def _tick(self, *, final: bool = False) -> None:
         witnesses = self._witnesses
         assert witnesses is not None
+        asked = self._look_asked.is_set()
+        self._look_asked.clear()
         # Counts first: the event of a sender is told before its packet is counted, so whatever was
         # counted until now has its event among those that are read next.
         counts = [
@@ -340,8 +342,6 @@ class Monitor:
         # Owners are this thread's alone: nobody who asks for a report waits for them.
         self._guarded(witnesses.observe)
         self._settle()
-        asked = self._look_asked.is_set()
-        self._look_asked.clear()
         scan: SocketScan | None = None
         try:
             scan = witnesses.scan() if final else witnesses.scan_if_due(asked=asked)

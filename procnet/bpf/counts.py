@@ -45,8 +45,8 @@ _KEY = struct.Struct("12s4s12s4sHHB?6xI")
 # struct procnet_count, as CountedSums. Both aligned: struct moves a number in one piece.
 _COUNT = struct.Struct("5Q?7x")
 _OVERFLOW_KEY = struct.Struct("II")
-_FLAG = struct.Struct("Q")
-_COUNTED_AT, _OVERFLOW_AT = 0, _FLAG.size
+_NUMBER = struct.Struct("Q")
+_ENTRIES_AT, _OVERFLOW_AT = 0, _NUMBER.size
 _SO_ATTACH_BPF = 50  # include/uapi/asm-generic/socket.h
 _FEATURE = features.yes(_NAME, "the program could be attached to a packet socket")
 
@@ -123,13 +123,19 @@ class KernelCounts:
         boot_ns = 0
         with self._lock:
             if not self._closed:
-                if self._is_news(_COUNTED_AT) or surely:
+                if self._is_news(_ENTRIES_AT) or surely:
                     entries = self._take()
                 if self._is_news(_OVERFLOW_AT) or surely:
                     evicted = self._overflow_since()
                 if entries or evicted:
                     boot_ns = boot_to_wall_ns()
         return Counted(boot_ns, itertools.chain.from_iterable(map(_unpack, entries)), evicted)
+
+    @property
+    def waiting_entries(self) -> int:
+        """How many there are to drain, about. Asking costs next to nothing."""
+        with self._lock:
+            return 0 if self._closed else self._number(_ENTRIES_AT)
 
     def feature(self) -> Feature:
         """That it works, and how we know."""
@@ -144,10 +150,14 @@ class KernelCounts:
 
     def _is_news(self, at: int) -> bool:
         # Cleared before the tables change places: what comes in between is told a second time.
-        told: int = _FLAG.unpack_from(self._news, at)[0]
+        told = self._number(at)
         if told:
-            _FLAG.pack_into(self._news, at, 0)
+            _NUMBER.pack_into(self._news, at, 0)
         return bool(told)
+
+    def _number(self, at: int) -> int:
+        number: int = _NUMBER.unpack_from(self._news, at)[0]
+        return number
 
     def _take(self) -> list[tuple[bytes, bytes]]:
         """The table's keys and values; the table is empty then."""

@@ -23,6 +23,10 @@ class Engine(Protocol):
     def drain(self, *, surely: bool = False) -> Counted:
         """What was counted since the last call; ``surely`` for the last of a socket."""
 
+    @property
+    def waiting_entries(self) -> int:
+        """How many entries there are to drain, about."""
+
     def close(self) -> None:
         """Gives everything back. Idempotent."""
 
@@ -97,6 +101,11 @@ class KernelSide:
                 interfaces[index][0], None, out, packets, wire, payload, first_ns + boot_ns,
                 last_ns + boot_ns, False, Reason.EVICTED,
             ))  # fmt: skip
+
+    @property
+    def waiting_entries(self) -> int:
+        """How many entries there are to drain, about. Asking costs next to nothing."""
+        return self._engine.waiting_entries
 
     def close(self) -> None:
         """Closes the engine. Idempotent."""

@@ -25,6 +25,12 @@ from procnet.errors import CaptureError, ProcnetError
 from procnet.model import FlowCount
 
 REOPEN_EVERY_S = 1.0
+DRAIN_EVERY_S = 1.0
+"""How often the kernel's table of flows is drained while there is room in it."""
+CROWD_ENTRIES = 8192
+"""The kernel's table has room for eight times as many."""
+_PAUSE_S = 0.05
+_PAUSE_NEW_S = 0.002
 
 _log = logging.getLogger("procnet")
 
@@ -72,6 +78,7 @@ class Tap:
         self._kernel = None if engine is None else KernelSide(engine, netns)
         self._listening: dict[str, _Listening] = {}
         self._left: list[FlowCount] = []
+        self._drained_s = 0.0
         self._dropped_before_packets = 0
         self._lost: set[str] = set()
         self._tried_s = time.monotonic()
@@ -119,17 +126,23 @@ class Tap:
         return self._kernel is not None
 
     @property
-    def has_new_flows(self) -> bool:
-        """Has a packet come since the last drain of a flow that was not there before it?
+    def is_due(self) -> bool:
+        """Is it time to drain?
 
-        Never known, and not asked for, where an engine counts.
+        Each drain makes a run of each flow, so what the kernel counts is drained seldom, unless its
+        table fills. What Python counts has no owner yet, and a flow that is new may be over soon:
+        whoever owns it must be looked for now.
         """
-        return self._kernel is None and any(
-            entry.counter.has_new_flows for entry in self._listening.values()
-        )
+        since_s = time.monotonic() - self._drained_s
+        if self._kernel is not None:
+            crowded = self._kernel.waiting_entries > CROWD_ENTRIES
+            return since_s >= (_PAUSE_S if crowded else DRAIN_EVERY_S)
+        new = any(entry.counter.has_new_flows for entry in self._listening.values())
+        return since_s >= (_PAUSE_NEW_S if new else _PAUSE_S)
 
     def drain(self) -> list[FlowCount]:
         """What was counted since the last call."""
+        self._drained_s = time.monotonic()
         counts, self._left = self._left, []
         for entry in self._listening.values():
             counts += entry.counter.drain()

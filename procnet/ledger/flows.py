@@ -177,23 +177,27 @@ class Shares:
 
 
 class FlowTable:
-    """Every settled byte by flow row, and by owner or reason: since the start, and of late."""
+    """Every settled byte by flow row, and by owner or reason: since the start, and of late.
+
+    The first interval is everything until its end: who never ends one pays for one account alone.
+    """
 
     def __init__(self, max_flows: int = MAX_FLOWS) -> None:
         self.evicted_flows = 0
         """How many flow rows a full table let go."""
-        self.shares = Shares()
-        self.interval_shares = Shares()
+        self.shares = self.interval_shares = Shares()
         self._max_flows = max_flows
         # Least recently used first.
         self._rows: OrderedDict[RowKey, FlowRow] = OrderedDict()
         # Rows of the same keys: whatever was booked of late is what is evicted last.
-        self._interval_rows: dict[RowKey, FlowRow] = {}
+        self._interval_rows: dict[RowKey, FlowRow] = self._rows
 
     def add(self, count: FlowCount, verdict: Verdict) -> None:
         """Books one run of packets under its verdict."""
+        apart = self._interval_rows is not self._rows
         self.shares.add(count, verdict)
-        self.interval_shares.add(count, verdict)
+        if apart:
+            self.interval_shares.add(count, verdict)
         flow = count.key
         if flow is None:
             return
@@ -209,8 +213,9 @@ class FlowTable:
             return
         rows.move_to_end(key)
         rows[key] = row.plus(new)
-        row = self._interval_rows.get(key)
-        self._interval_rows[key] = new if row is None else row.plus(new)
+        if apart:
+            row = self._interval_rows.get(key)
+            self._interval_rows[key] = new if row is None else row.plus(new)
 
     def rows(self) -> list[tuple[RowKey, FlowRow]]:
         """The flow rows that are still held."""

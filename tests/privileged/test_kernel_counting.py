@@ -460,9 +460,10 @@ def test_times_are_the_wall_clock_s(space: Space) -> None:
             tap.close()
 
     before_ns = time.time_ns()
-    (count,) = space.inside(work)
-    assert before_ns <= count.first_ns
-    assert count.first_ns + 10_000_000 <= count.last_ns <= time.time_ns()
+    counts = space.inside(work)
+    first_ns = min(count.first_ns for count in counts)
+    assert before_ns <= first_ns
+    assert first_ns + 10_000_000 <= max(count.last_ns for count in counts) <= time.time_ns()
 
 
 def test_each_connection_is_counted_apart(space: Space) -> None:

@@ -167,12 +167,12 @@ def report_during_a_look() -> int:
         assert witnesses is not None
         looking, go_on = threading.Event(), threading.Event()
 
-        def slow() -> None:
+        def slow(*, asked: bool = False) -> None:
             looking.set()
             go_on.wait(30)
 
         witnesses.scan_if_due = slow  # type: ignore[method-assign]
-        looking.wait(20)
+        assert looking.wait(20)
         sent = monitor.report().totals.sent.packets
         go_on.set()
     return sent

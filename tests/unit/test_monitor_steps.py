@@ -38,7 +38,7 @@ def test_the_lock_is_given_up_between_two_steps() -> None:
 class FullTap:
     """A tap that always has something."""
 
-    has_new_flows = False
+    is_due = True
 
     def __init__(self, counts_in_kernel: bool) -> None:
         self.counts_in_kernel = counts_in_kernel
@@ -55,7 +55,6 @@ def test_a_flood_waits_in_the_kernel_and_not_here(counts_in_kernel: bool, most: 
     tap = FullTap(counts_in_kernel)
 
     def hand_over(*, last: bool = False) -> None:
-        monitor._drained_s = 0.0
         monitor._hand_over(tap, last=last)  # type: ignore[arg-type]
 
     for _ in range(23):
@@ -64,5 +63,8 @@ def test_a_flood_waits_in_the_kernel_and_not_here(counts_in_kernel: bool, most: 
     hand_over(last=True)
     assert tap.drains == most + 1
     monitor._handed_over.clear()
+    hand_over()
+    assert tap.drains == most + 2
+    tap.is_due = False
     hand_over()
     assert tap.drains == most + 2
