@@ -185,6 +185,8 @@ class FlowTable:
     def __init__(self, max_flows: int = MAX_FLOWS) -> None:
         self.evicted_flows = 0
         """How many flow rows a full table let go."""
+        self.total = Tally()
+        """Every byte that was booked."""
         self.shares = self.interval_shares = Shares()
         self._max_flows = max_flows
         # Least recently used first.
@@ -195,6 +197,7 @@ class FlowTable:
     def add(self, count: FlowCount, verdict: Verdict) -> None:
         """Books one run of packets under its verdict."""
         apart = self._interval_rows is not self._rows
+        self.total.add(count)
         self.shares.add(count, verdict)
         if apart:
             self.interval_shares.add(count, verdict)

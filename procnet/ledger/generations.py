@@ -54,6 +54,16 @@ class Generations:
         if count.packets > 1:
             opened[-1].answered = True
 
+    def forget(self, before_ns: int) -> None:
+        """Lets go of connections that were followed by another one before that moment."""
+        for opened in self._opened.values():
+            while len(opened) > 1 and opened[1].at_ns <= before_ns:
+                del opened[0]
+
+    def __len__(self) -> int:
+        """The connections that it knows of."""
+        return sum(map(len, self._opened.values()))
+
     def interval(self, key: FlowKey, at_ns: int) -> tuple[int, int]:
         """(first, last) moment of the connection that the five-tuple stood for at ``at_ns``."""
         begin_ns, end_ns = ALWAYS_NS, FOREVER_NS

@@ -164,7 +164,9 @@ class Ledger:
         # What we were told of since the last time may have counts that lag behind it: both wait
         # where we were stopped, or had no time.
         waiting_ns = (count.first_ns for count in (*self._seen, *self._unseen))
-        self.owners.forget(min((self._forgot_ns, *waiting_ns)))
+        before_ns = min((self._forgot_ns, *waiting_ns))
+        self.owners.forget(before_ns)
+        self._generations.forget(before_ns)
 
     def _make_due(self, final: bool) -> None:
         """What is new, and of what waits that of which there is something new to say."""
@@ -241,7 +243,7 @@ class Ledger:
         """What was booked since the last call. What waits is in a later interval: never twice."""
         account = _account(self._booked.interval_shares, self._booked.interval_rows())
         self._taken.add_tally(account.total)
-        _check(self._taken, _sum(self._booked.shares))
+        _check(self._taken, self._booked.total)
         self._booked.end_interval()
         return account
 

@@ -192,3 +192,18 @@ def test_forgetting_is_bounded_and_counted() -> None:
         )
     owners.forget(100)
     assert owners.evicted_endpoints == 20
+
+
+def test_an_interval_costs_what_moved_in_it_and_not_what_ever_moved(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    world = World()
+    world.packets(0)
+    world.settle(10_000, final=True)
+
+    def walk() -> None:
+        raise AssertionError("every process since the start was walked over")
+
+    monkeypatch.setattr(world.ledger._booked.shares, "processes", walk)
+    assert world.ledger.take_interval().total.sent.packets == 1
+    assert world.ledger.take_interval().total.sent.packets == 0
