@@ -77,6 +77,10 @@ class KernelCounts:
         self._held = held
         self._lock = threading.Lock()
         self._closed = False
+        # What was read; more than one drain's, where one was broken off.
+        self._entries: list[tuple[bytes, bytes]] = []
+        self._evicted: list[tuple[int, bool, CountedSums]] = []
+        self._is_unread = False
         self._overflowed: dict[tuple[int, int], tuple[int, ...]] = {}
         self._overflow_read_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
 
@@ -118,17 +122,23 @@ class KernelCounts:
         Costs nothing where nothing was. ``surely`` does not believe in that: for the last drain of
         a socket. Otherwise a count may, rarely, come with the next one that something else causes.
         """
-        entries: list[tuple[bytes, bytes]] = []
-        evicted: list[tuple[int, bool, CountedSums]] = []
         boot_ns = 0
         with self._lock:
             if not self._closed:
-                if self._is_news(_ENTRIES_AT) or surely:
-                    entries = self._take()
-                if self._is_news(_OVERFLOW_AT) or surely:
-                    evicted = self._overflow_since()
-                if entries or evicted:
-                    boot_ns = boot_to_wall_ns()
+                try:
+                    if self._is_news(_ENTRIES_AT) or surely:
+                        self._take()
+                    if self._is_news(_OVERFLOW_AT) or surely:
+                        self._take_overflow()
+                    if self._entries or self._evicted:
+                        boot_ns = boot_to_wall_ns()
+                except BaseException:
+                    # What was read is kept, and what was not is news the next time.
+                    _NUMBER.pack_into(self._news, _ENTRIES_AT, 1)
+                    _NUMBER.pack_into(self._news, _OVERFLOW_AT, 1)
+                    raise
+            entries, self._entries = self._entries, []
+            evicted, self._evicted = self._evicted, []
         return Counted(boot_ns, itertools.chain.from_iterable(map(_unpack, entries)), evicted)
 
     @property
@@ -159,17 +169,24 @@ class KernelCounts:
         number: int = _NUMBER.unpack_from(self._news, at)[0]
         return number
 
-    def _take(self) -> list[tuple[bytes, bytes]]:
-        """The table's keys and values; the table is empty then."""
+    def _take(self) -> None:
+        """Reads the table, which is empty then."""
         from procnet.bpf.batches import put_map
 
+        if self._is_unread:
+            self._empty_out()
         put_map(self._counting, 0, self._empty.descriptor)
         self._written, self._empty = self._empty, self._written
-        return [(bytes(keys), bytes(values)) for keys, values in self._empty.take()]
+        self._empty_out()
 
-    def _overflow_since(self) -> list[tuple[int, bool, CountedSums]]:
+    def _empty_out(self) -> None:
+        self._is_unread = True  # until it is read to its end
+        for keys, values in self._empty.take():
+            self._entries.append((bytes(keys), bytes(values)))
+        self._is_unread = False
+
+    def _take_overflow(self) -> None:
         # Written while it is read, so it only grows: the difference is what is new.
-        found = []
         since_ns = self._overflow_read_ns
         self._overflow_read_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
         for keys, values in self._overflow.read():
@@ -185,8 +202,7 @@ class KernelCounts:
                     index, outgoing = key
                     last_ns = max(since_ns, *(sums[4] for sums in of_cpus))
                     sums = (packets, wire, payload, since_ns, last_ns, False)
-                    found.append((index, outgoing != 0, sums))
-        return found
+                    self._evicted.append((index, outgoing != 0, sums))
 
 
 def _unpack(entries: tuple[bytes, bytes]) -> Iterator[tuple[CountedEnds, CountedSums]]:

@@ -6,6 +6,7 @@ Asked of the kernel by rtnetlink (rtnetlink(7)), for the network namespace of th
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import socket
 import struct
@@ -27,6 +28,10 @@ _RTMGRP_LINK, _RTMGRP_IPV4_IFADDR, _RTMGRP_IPV6_IFADDR = 0x1, 0x10, 0x100
 _IFLA_ADDRESS, _IFLA_IFNAME = 1, 3
 _IFA_ADDRESS, _IFA_LOCAL = 1, 2
 _IFF_UP, _IFF_LOOPBACK = 0x1, 0x8
+
+# linux/sockios.h, and struct ifreq of linux/if.h. By the socket itself, which takes no descriptor.
+_SIOCGIFINDEX = 0x8933
+_IFREQ = struct.Struct("=16si20x")
 
 _HEADER = struct.Struct("=IHHII")
 _LINK = struct.Struct("=BxHiII")
@@ -114,12 +119,15 @@ def captured_interface(descriptor: int) -> int:
 
     Raises ``CaptureError`` if that is gone.
     """
-    with socket.socket(fileno=os.dup(descriptor)) as packets:
-        name = packets.getsockname()[0]
-        try:
-            return socket.if_nametoindex(name)
-        except OSError as error:
-            raise CaptureError("cannot capture: the interface has gone away") from error
+    name = ""
+    try:
+        with socket.socket(fileno=os.dup(descriptor)) as packets:
+            name = packets.getsockname()[0]
+            request = fcntl.ioctl(packets, _SIOCGIFINDEX, _IFREQ.pack(os.fsencode(name), 0))
+    except OSError as error:
+        raise CaptureError(f"cannot capture on {name}: {error.strerror}") from error
+    index: int = _IFREQ.unpack(request)[1]
+    return index
 
 
 class InterfaceWatch:

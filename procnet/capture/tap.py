@@ -81,12 +81,13 @@ class Tap:
         self._drained_s = 0.0
         self._dropped_before_packets = 0
         self._lost: set[str] = set()
+        self._is_outdated = False
         self._tried_s = time.monotonic()
         self._wake_lock = threading.RLock()
         self._wakeup = -1
         self._watch = InterfaceWatch()
         try:
-            self._wakeup = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+            self._wakeup = _eventfd()
             wanted = self._wanted()
             missing = [name for name in self._names or () if name not in wanted]
             if missing:
@@ -116,9 +117,12 @@ class Tap:
             os.eventfd_read(self._wakeup)
         for entry in list(self._listening.values()):
             self._read(entry)
-        retry = self._lost and time.monotonic() - self._tried_s > REOPEN_EVERY_S
-        if self._watch.changed() or retry:
+        retry = self._lost or self._is_outdated
+        if self._watch.changed() or (retry and time.monotonic() - self._tried_s > REOPEN_EVERY_S):
+            # A change is told once: if it cannot be followed now, it must be later.
+            self._is_outdated = True
             self._follow()
+            self._is_outdated = False
 
     @property
     def counts_in_kernel(self) -> bool:
@@ -166,10 +170,12 @@ class Tap:
             if self._wakeup >= 0:
                 os.close(self._wakeup)
                 self._wakeup = -1
-        self._stop(*self._listening.values())
-        if self._kernel is not None:
-            self._kernel.close()
-        self._watch.close()
+        try:
+            self._stop(*self._listening.values())
+        finally:
+            if self._kernel is not None:
+                self._kernel.close()
+            self._watch.close()
 
     def _wanted(self) -> dict[str, Interface]:
         if self._names is None:
@@ -248,3 +254,10 @@ class Tap:
                     self._lost.add(name)
                 else:
                     self._lost.discard(name)
+
+
+def _eventfd() -> int:
+    try:
+        return os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+    except OSError as error:
+        raise CaptureError(f"cannot capture: {error.strerror}") from error

@@ -88,9 +88,7 @@ class SocketScanner:
                 f"run as root or with {PRIVILEGES}, and without hidepid"
             ) from error
         except OSError as error:
-            raise ProcnetError(
-                f"cannot read sockets below {self._root}: {error}; is a proc file system there?"
-            ) from error
+            raise ProcnetError(f"cannot read sockets below {self._root}: {error}") from error
         return SocketScan(
             started_ns=started_ns,
             ended_ns=self._wall_clock_ns(),

@@ -1,0 +1,69 @@
+"""What the kernel has counted and the kernel does not let us read, this once."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import mmap
+import os
+from collections.abc import Iterator
+
+import pytest
+
+from procnet.bpf import batches
+from procnet.bpf.counts import _COUNT, _KEY, KernelCounts, _Loaded
+from procnet.errors import LoadError
+
+FLOWS, BATCH = 23, 13
+
+
+class Table:
+    """Its entries in batches; ``refuses`` says how many of them come before an error."""
+
+    def __init__(self, descriptor: int) -> None:
+        self.descriptor = descriptor
+        self.entries: list[tuple[bytes, bytes]] = []
+        self.refuses: int | None = None
+
+    def count(self, flows: range) -> None:
+        for number in flows:
+            key = _KEY.pack(number.to_bytes(16, "little") + bytes(22), 0, 1)
+            self.entries.append((key, _COUNT.pack(1, 129, 101, 5, 5, 0)))
+
+    def take(self) -> Iterator[tuple[memoryview, memoryview]]:
+        while True:
+            if self.refuses is not None:
+                self.refuses -= 1
+                if self.refuses < 0:
+                    self.refuses = None
+                    raise LoadError(os.strerror(errno.ENOMEM))
+            if not self.entries:
+                return
+            batch, self.entries = self.entries[:BATCH], self.entries[BATCH:]
+            keys, values = (memoryview(b"".join(part)) for part in zip(*batch, strict=True))
+            yield keys, values
+
+    read = take
+
+
+@pytest.mark.parametrize("batches_before", [0, 1])
+def test_a_drain_that_fails_half_way_loses_nothing(
+    monkeypatch: pytest.MonkeyPatch, batches_before: int
+) -> None:
+    monkeypatch.setattr(batches, "put_map", lambda *_: None)
+    first, second, overflow = (Table(number) for number in range(3))
+    news = mmap.mmap(-1, mmap.PAGESIZE)
+    loaded = _Loaded(None, 0, 0, (first, second), overflow, news)  # type: ignore[arg-type]
+    counts = KernelCounts(loaded, contextlib.ExitStack())
+    first.count(range(FLOWS))
+    first.refuses = batches_before
+    with pytest.raises(LoadError):
+        list(counts.drain(surely=True))
+    # The program has counted on in the other one.
+    second.count(range(FLOWS, 2 * FLOWS))
+    overflow.refuses = 0
+    with pytest.raises(LoadError):
+        list(counts.drain(surely=True))
+    found = list(counts.drain())
+    assert len({row[2] for row in found}) == len(found) == 2 * FLOWS
+    assert list(counts.drain(surely=True)) == []
