@@ -12,14 +12,14 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from typing import ParamSpec
+from collections.abc import Iterator, Sequence
 
 from procnet import ladder
 from procnet.bpf.counts import KernelCounts
 from procnet.capture.handle import BUFFER_BYTES
 from procnet.capture.tap import CROWD_ENTRIES, Tap
-from procnet.errors import AccessError, UnsupportedError, UsageError
+from procnet.edge import Edge
+from procnet.errors import AccessError, ProcnetError, UnsupportedError, UsageError
 from procnet.ledger.flows import MAX_FLOWS
 from procnet.ledger.ledger import Account, Ledger
 from procnet.model import Features, FlowCount, Loss, SocketScan
@@ -44,8 +44,6 @@ _LINGER_S = 0.15  # at the end, for the kernel to give up a block of packets tha
 _log = logging.getLogger("procnet")
 # Without a handler of the program's, Python itself would print warnings (logging.lastResort).
 _log.addHandler(logging.NullHandler())
-
-P = ParamSpec("P")
 
 
 class Monitor:
@@ -83,6 +81,7 @@ class Monitor:
         self._lock = threading.Lock()
         self._stopping = threading.Event()
         self._stopped = threading.Event()
+        self._edge = Edge(self._stopping)
         self._handed_over: deque[list[FlowCount]] = deque()
         self._news = threading.Event()
         self._drain_asked = threading.Event()
@@ -94,7 +93,6 @@ class Monitor:
         self._witnesses: Witnesses | None = None
         self._threads: list[threading.Thread] = []
         self._started_ns = self._interval_ns = self._ended_ns = 0
-        self._failures = 0
         self._pid = 0
         self._asking: set[int] = set()
         self._busy = False
@@ -121,13 +119,15 @@ class Monitor:
                 thread = threading.Thread(target=loop, name=f"procnet-{name}", daemon=True)
                 thread.start()
                 self._threads.append(thread)
-        except BaseException:
+        except BaseException as error:
             # The limit of threads, or a Ctrl-C just now.
             self._stopping.set()
             for thread in self._threads:
                 thread.join()
             self._tap.close()
             self._close()
+            if isinstance(error, RuntimeError):
+                raise ProcnetError(f"no thread for the Monitor: {error}") from error
             raise
 
     def _call_witnesses(self, features: Features, netns: int) -> Witnesses:
@@ -264,7 +264,7 @@ class Monitor:
             malformed_rows=self._witnesses.malformed_rows,
             processes_lost=self._witnesses.processes_lost,
             interrupted_captures=self._tap.interruptions,
-            failures=self._failures,
+            failures=self._edge.failures,
         )
 
     def _report(self, account: Account, loss: Loss, started_ns: int) -> Report:
@@ -292,10 +292,10 @@ class Monitor:
             # What the kernel counts wakes nobody; it is in no hurry either, unless the table fills.
             idle_s = TICK_S if tap.counts_in_kernel else _IDLE_S
             busy = self._busy or self._stopping.is_set()
-            self._guarded(tap.wait, _BUSY_S if busy else idle_s)
-            self._guarded(self._hand_over, tap)
-        self._guarded(tap.close)
-        self._guarded(self._hand_over, tap, last=True)
+            self._edge.step(tap.wait, _BUSY_S if busy else idle_s)
+            self._edge.step(self._hand_over, tap)
+        self._edge.step(tap.close)
+        self._edge.step(self._hand_over, tap, last=True)
 
     def _hand_over(self, tap: Tap, *, last: bool = False) -> None:
         asked = self._drain_asked.is_set()
@@ -316,12 +316,12 @@ class Monitor:
         while not self._stopping.wait(breath_s):
             self._news.wait(TICK_S)
             self._news.clear()
-            self._guarded(self._tick)
+            self._edge.step(self._tick)
         # The end is here and not in stop(), which the caller may interrupt.
         try:
             self._threads[0].join()
-            self._guarded(self._tick, final=True)
-            self._guarded(self._close)
+            self._edge.step(self._tick, final=True)
+            self._edge.step(self._close)
         finally:
             self._ended_ns = time.time_ns()
             self._stopped.set()
@@ -337,10 +337,10 @@ class Monitor:
             count for _ in range(len(self._handed_over)) for count in self._handed_over.popleft()
         ]
         with self._lock:
-            self._guarded(witnesses.follow_clock)
+            self._edge.step(witnesses.follow_clock)
         self._step(self._ledger.counting(counts))
         # Owners are this thread's alone: nobody who asks for a report waits for them.
-        self._guarded(witnesses.observe)
+        self._edge.step(witnesses.observe)
         self._settle()
         scan: SocketScan | None = None
         try:
@@ -348,7 +348,7 @@ class Monitor:
         finally:
             if scan is not None:
                 # Whoever took what was counted before the look has been told of before its end.
-                self._guarded(witnesses.observe)
+                self._edge.step(witnesses.observe)
                 witnesses.take(scan)
             if scan is not None or final:
                 self._settle(final=final)
@@ -369,15 +369,6 @@ class Monitor:
             if more:
                 # A lock of Python is not fair: who waits for it needs time to wake up and take it.
                 time.sleep(_YIELD_S)
-
-    def _guarded(self, step: Callable[P, None], *args: P.args, **kwargs: P.kwargs) -> None:
-        try:
-            step(*args, **kwargs)
-        except Exception:
-            # A thread's edge: an error of ours must neither end the run nor be silent.
-            self._failures += 1
-            _log.exception("procnet: a step of %s failed", threading.current_thread().name)
-            self._stopping.wait(TICK_S)
 
     def _close(self) -> None:
         if self._tap is not None and not self._threads:

@@ -25,7 +25,7 @@ TOP = Path(__file__).resolve().parents[1]
 
 FLOOR = frozenset({"model", "errors", "features", "kernel_text"})
 SOURCES = frozenset({"capture", "bpf", "sockets"})
-CORRIDOR = frozenset({"monitor", "ladder", "witnesses", "offline", "snapshot", "watch"})
+CORRIDOR = frozenset({"monitor", "edge", "ladder", "witnesses", "offline", "snapshot", "watch"})
 """monitor.py and its kin: they open the doors in order, and no room knows of them."""
 
 MAY_IMPORT = {
@@ -65,7 +65,7 @@ LONG_BY_REASON: dict[str, str] = {
 }
 
 CATCHES_EVERYTHING = {
-    "procnet/monitor.py": "a thread's edge: there it becomes a counted loss and a logged traceback",
+    "procnet/edge.py": "a thread's edge: there it becomes a counted loss and a line in the log",
 }
 TALKS_TO_A_PERSON = {
     "procnet/cli.py": "the program",

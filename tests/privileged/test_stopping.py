@@ -31,7 +31,7 @@ def thread_that_does_not_start() -> tuple[tuple[int, int], tuple[int, int], str]
     monitor = procnet.Monitor(["lo"])
     try:
         monitor.start()
-    except RuntimeError as error:
+    except procnet.ProcnetError as error:
         message = str(error)
     finally:
         threading.Thread.start = real  # type: ignore[method-assign]
@@ -42,7 +42,7 @@ def thread_that_does_not_start() -> tuple[tuple[int, int], tuple[int, int], str]
 def test_a_start_that_fails_at_the_second_thread_leaves_nothing(loopback: Namespace) -> None:
     before, after, message = loopback.call(thread_that_does_not_start)
     assert before == after
-    assert message == "can't start new thread"
+    assert message == "no thread for the Monitor: can't start new thread"
 
 
 def interrupted_stop() -> tuple[tuple[int, int], tuple[int, int], bool, int]:
@@ -134,7 +134,7 @@ def capture_that_always_fails() -> tuple[int, tuple[int, int], tuple[int, int]]:
 
         tap.wait = fail  # type: ignore[method-assign]
         tap.drain = lambda: fail(0)  # type: ignore[assignment,method-assign,return-value]
-        wait_until(lambda: monitor._failures >= 6, "failures to be counted")
+        wait_until(lambda: monitor._edge.failures >= 6, "failures to be counted")
     return monitor.report().loss.failures, before, remains()
 
 

@@ -1,0 +1,51 @@
+"""A thread's edge: where an error ends up that nobody else can take."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+from typing import ParamSpec
+
+from procnet.errors import ProcnetError
+
+_PAUSE_S = 0.1
+
+_log = logging.getLogger("procnet")
+
+P = ParamSpec("P")
+
+
+class Edge:
+    """Makes the steps of threads: an error of one must neither end the run nor be silent.
+
+    It is counted and logged, once if the same thread fails in the same way again. What a host may
+    do to us at any time (no descriptors, no memory, a refusal) is a line in the log, and what
+    nobody has thought of comes with its traceback. A failed step is followed by a pause, which
+    ``stopping`` ends.
+    """
+
+    def __init__(self, stopping: threading.Event) -> None:
+        self.failures = 0
+        """Steps that failed so far."""
+        self._stopping = stopping
+        self._lock = threading.Lock()
+        self._said: dict[str, str] = {}
+
+    def step(self, step: Callable[P, None], *args: P.args, **kwargs: P.kwargs) -> None:
+        """Calls it."""
+        try:
+            step(*args, **kwargs)
+        except Exception as error:
+            self._tell(error)
+            self._stopping.wait(_PAUSE_S)
+
+    def _tell(self, error: Exception) -> None:
+        name, what = threading.current_thread().name, f"{type(error).__name__}: {error}"
+        with self._lock:
+            self.failures += 1
+            is_new = self._said.get(name) != what
+            self._said[name] = what
+        if is_new:
+            known = isinstance(error, ProcnetError | OSError | MemoryError)
+            _log.error("a step of %s failed: %s", name, error or what, exc_info=not known)
