@@ -59,6 +59,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:
         _drop_output()
         return _say(f"cannot go on: {error.strerror or error}", 1)
+    except MemoryError:
+        _drop_output()
+        return _say("cannot go on: out of memory", 1)
 
 
 def _drop_output() -> None:
@@ -179,10 +182,18 @@ def _monitor(arguments: argparse.Namespace, interval_s: float = 1.0) -> procnet.
 
 
 def _stop_at_signal() -> threading.Event:
-    """An event that SIGINT and SIGTERM set, so that a report is printed at either."""
+    """An event that SIGINT and SIGTERM set, so that a report is printed at either.
+
+    A second one ends the program as it ends any other: its output may be a pipe that nobody reads.
+    """
     stop = threading.Event()
+
+    def ask(number: int, _: object) -> None:
+        stop.set()
+        signal.signal(number, signal.SIG_DFL)
+
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stop.set())
+        signal.signal(number, ask)
     return stop
 
 

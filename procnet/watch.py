@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import select
 from collections.abc import Iterator
 
@@ -37,6 +38,7 @@ class Watch:
         self._events: Hooks | None = None
         self._features: Features | None = None
         self._processes = ProcessTable()
+        self._pid = 0
 
     def start(self) -> None:
         """Attaches the hooks: what is used from now on is told."""
@@ -44,6 +46,7 @@ class Watch:
             raise UsageError("a Watch is started once; make another one")
         self._features = ladder.choose(self._kernel, "auto")
         self._events = self._attach(self._features)
+        self._pid = os.getpid()
 
     def _attach(self, features: Features) -> Hooks:
         self._features, events = open_hooks(features, kernel=self._kernel, netns=self._netns)
@@ -96,6 +99,9 @@ class Watch:
     def _started(self) -> Hooks:
         if self._events is None:
             raise UsageError("start the Watch first: with Watch() as watch: …")
+        if self._pid != os.getpid():
+            # Both would read the same ring, and each miss what the other took.
+            raise UsageError("a Watch does not go through fork(): make another one")
         return self._events
 
     def stop(self) -> None:
