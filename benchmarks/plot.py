@@ -1,9 +1,11 @@
-"""Draws what engines.py has measured: CPU for a packet against the rate, and against the flows.
+"""Draws what engines.py and soak.py have measured.
 
     .venv/bin/python -m benchmarks.plot [RESULTS [PNG]]
 
 Without arguments from benchmarks/results/engines.json to docs/engines.png. Needs matplotlib
-(python3-matplotlib). Points are medians, bars go from the least to the most of the rounds.
+(python3-matplotlib). Of the engines CPU for a packet against the rate, and against the flows:
+points are medians, bars go from the least to the most of the rounds. Of a soak memory and error
+against time.
 """
 
 from __future__ import annotations
@@ -31,6 +33,13 @@ def main() -> None:
     except ImportError:
         sys.exit("no picture: matplotlib (python3-matplotlib) is not installed")
     saved = json.loads(results.read_text())
+    figure = draw_soak(pyplot, saved) if "samples" in saved else draw_engines(pyplot, saved)
+    figure.tight_layout()
+    figure.savefig(picture, dpi=100)
+    print(f"drawn: {picture}")
+
+
+def draw_engines(pyplot: Any, saved: dict[str, Any]) -> Any:
     figure, (by_rate, by_flows) = pyplot.subplots(1, 2, figsize=(9, 3.6), sharey=True)
     small = [row for row in saved["results"] if row["kind"] == "udp" and row["payload_bytes"] == 64]
     draw(by_rate, [row for row in small if row["flows"] == 1], "packets_per_s")
@@ -40,9 +49,21 @@ def main() -> None:
     )
     by_flows.set(xlabel="flows, at 50 000 datagrams a second")
     by_rate.legend(frameon=False, fontsize=8)
-    figure.tight_layout()
-    figure.savefig(picture, dpi=100)
-    print(f"drawn: {picture}")
+    return figure
+
+
+def draw_soak(pyplot: Any, saved: dict[str, Any]) -> Any:
+    figure, (memory, error) = pyplot.subplots(2, 1, figsize=(7, 3.6), sharex=True)
+    minutes = [sample["at_s"] / 60 for sample in saved["samples"]]
+    for axes, figures, label in (
+        (memory, [sample["rss_bytes"] / 1e6 for sample in saved["samples"]], "RSS, MB"),
+        (error, [sample["error_bytes"] for sample in saved["samples"]], "error, bytes"),
+    ):
+        axes.plot(minutes, figures, color=COLORS["kernel"], linewidth=1.5)
+        axes.set(ylabel=label, ylim=(0, max(*figures, 1) * 1.2))
+        axes.grid(True, color="#dddddd", linewidth=0.6)
+    error.set(xlabel="minutes", xlim=(0, max(minutes)))
+    return figure
 
 
 def draw(axes: Any, rows: list[dict[str, Any]], against: str) -> None:

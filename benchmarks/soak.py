@@ -1,0 +1,239 @@
+"""Does it stay exact, and small, for as long as it runs?
+
+    sudo .venv/bin/python -m benchmarks.soak [--minutes 60] [--counting kernel] [--kernel auto]
+        [--save build/benchmarks/soak.json]
+
+A mixed load over loopback in a network namespace of its own (tests/workloads/soak.c: 200 TCP
+connections a second, 500 datagrams, three streams of 2 MB/s, 50 processes of a millisecond), while
+a process that embeds a Monitor takes a report each second and adds them up. Every ten seconds the
+load pauses, which is a sample: what the generators moved until then, by kind of process, against
+what the reports say, once they say nothing new. Printed and saved:
+
+error      payload bytes that the load moved and that no report has, or that reports have too many:
+           the sum over each kind's two directions, and over what nobody is named for
+unnamed    payload bytes for which the reports name nobody
+settled    seconds from the pause until the reports had everything, or until we gave up
+RSS, CPU   of the embedding process; CPU as the share of a core since the sample before
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+TOP = Path(__file__).resolve().parents[1]
+SAVE = TOP / "build" / "benchmarks" / "soak.json"
+SAMPLE_EVERY_S = 10.0
+PATIENCE_S = 8.0
+"""Longer than the five seconds that bytes may wait for the one who takes them."""
+NAME_OF_ALL = "soak-"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--minutes", type=float, default=60.0)
+    parser.add_argument("--counting", default="auto")
+    parser.add_argument("--kernel", default="auto")
+    parser.add_argument("--save", type=Path, default=SAVE, metavar="FILE")
+    parser.add_argument("--embed", action="store_true", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.embed:
+        embed(options.kernel, options.counting)
+    else:
+        soak(options)
+
+
+# -- the process that embeds a Monitor --------------------------------------------------------
+
+
+def embed(kernel: str, counting: str) -> None:
+    """A line of JSON each second: the sums of all reports so far."""
+    import procnet
+
+    monitor = procnet.Monitor(["lo"], kernel=kernel, counting=counting)
+    threading.Thread(target=lambda: (sys.stdin.read(), monitor.stop()), daemon=True).start()
+    moved: Counter[str] = Counter()
+    with monitor:
+        say(ready=True, owners=monitor.features.owners, counting=monitor.features.counting)
+        for report in monitor:
+            for row in report.processes:
+                moved[f"{row.process.name} sent"] += row.sent.payload_bytes
+                moved[f"{row.process.name} received"] += row.received.payload_bytes
+            for reason, both in report.reasons.items():
+                moved[f"{reason.value} sent"] += both.sent.payload_bytes
+                moved[f"{reason.value} received"] += both.received.payload_bytes
+            loss = {name: getattr(report.loss, name) for name in report.loss.__slots__}
+            say(
+                moved={name: size for name, size in moved.items() if size},
+                loss={name: figure for name, figure in loss.items() if figure},
+                rss_bytes=int(Path("/proc/self/statm").read_text().split()[1]) * 4096,
+                cpu_s=time.process_time(),
+                threads=threading.active_count(),
+                descriptors=len(os.listdir("/proc/self/fd")),
+            )
+
+
+def say(**facts: object) -> None:
+    print(json.dumps(facts), flush=True)
+
+
+# -- the load, and the comparison -------------------------------------------------------------
+
+
+class Load:
+    """tests/workloads/soak.c."""
+
+    def __init__(self, namespace: Any, directory: Path) -> None:
+        program = directory / "soak"
+        source = TOP / "tests" / "workloads" / "soak.c"
+        subprocess.run(["gcc", "-O2", "-static", "-o", str(program), str(source)], check=True)
+        self._process = namespace.popen(
+            [str(program)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        assert self._process.stdout.readline() == "ready\n"
+        self.connections = self.processes = 0
+
+    def go(self) -> None:
+        """Begins, or goes on."""
+        self._process.stdin.write("go\n")
+        self._process.stdin.flush()
+
+    def pause(self) -> dict[str, int]:
+        """Stops it; "NAME sent" and "NAME received" of all kinds, payload bytes since the start."""
+        self._process.stdin.write("pause\n")
+        self._process.stdin.flush()
+        *kinds, connections, processes = self._process.stdout.readline().split()
+        self.connections, self.processes = int(connections), int(processes)
+        moved = {}
+        for name, sent, received in zip(kinds[::3], kinds[1::3], kinds[2::3], strict=True):
+            moved[f"{name} sent"], moved[f"{name} received"] = int(sent), int(received)
+        return {name: size for name, size in moved.items() if size}
+
+    def close(self) -> None:
+        """Ends it."""
+        self._process.communicate()
+
+
+def error_bytes(moved: dict[str, int], told: dict[str, int]) -> int:
+    """By how much the two differ, over all of their figures."""
+    return sum(abs(moved.get(name, 0) - told.get(name, 0)) for name in moved.keys() | told.keys())
+
+
+def soak(options: argparse.Namespace) -> None:
+    sys.path.insert(0, str(TOP))
+    from tests.privileged.namespace import Namespace
+
+    with Namespace("soak") as namespace, tempfile.TemporaryDirectory() as directory:
+        argv = [sys.executable, "-m", "benchmarks.soak", "--embed"]
+        argv += ["--kernel", options.kernel, "--counting", options.counting]
+        embedding = namespace.popen(
+            argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=TOP
+        )
+        facts = json.loads(embedding.stdout.readline())
+        print(f"owners: {facts['owners']}, counting: {facts['counting']}", flush=True)
+        load = Load(namespace, Path(directory))
+        samples: list[dict[str, Any]] = []
+        started_s = time.monotonic()
+        while time.monotonic() - started_s < options.minutes * 60:
+            load.go()
+            read_for(embedding, SAMPLE_EVERY_S)
+            samples.append(sample(load, embedding, time.monotonic() - started_s, samples))
+            show(samples[-1])
+            save(options, facts, samples, load)
+        load.close()
+        embedding.stdin.close()
+        embedding.wait(30)
+    show_end(samples, load)
+
+
+def read_for(embedding: Any, seconds: float) -> None:
+    """Takes the reports' lines for so long."""
+    due_s = time.monotonic() + seconds
+    while time.monotonic() < due_s:
+        embedding.stdout.readline()
+
+
+def sample(load: Load, embedding: Any, at_s: float, before: list[dict[str, Any]]) -> dict[str, Any]:
+    moved = load.pause()
+    paused_s = time.monotonic()
+    while True:
+        told = json.loads(embedding.stdout.readline())
+        settled_s = time.monotonic() - paused_s
+        error = error_bytes(moved, told["moved"])
+        if not error or settled_s > PATIENCE_S:
+            break
+    by_name = {
+        name: told["moved"].get(name, 0) - moved.get(name, 0)
+        for name in moved.keys() | told["moved"].keys()
+    }
+    last = before[-1] if before else {"at_s": 0.0, "cpu_s": 0.0}
+    return {
+        "at_s": round(at_s, 1),
+        "moved_bytes": sum(moved.values()),
+        "error_bytes": error,
+        "errors": {name: size for name, size in by_name.items() if size},
+        "unnamed_bytes": sum(
+            size for name, size in told["moved"].items() if not name.startswith(NAME_OF_ALL)
+        ),
+        "settled_s": round(settled_s, 1),
+        "rss_bytes": told["rss_bytes"],
+        "cpu": round((told["cpu_s"] - last["cpu_s"]) / (at_s + settled_s - last["at_s"]), 4),
+        "cpu_s": told["cpu_s"],
+        "threads": told["threads"],
+        "descriptors": told["descriptors"],
+        "loss": told["loss"],
+    }
+
+
+def show(taken: dict[str, Any]) -> None:
+    print(
+        f"{taken['at_s']:7.0f} s  moved {taken['moved_bytes'] / 1e6:8.0f} MB"
+        f"  error {taken['error_bytes']} {taken['errors'] or ''}  unnamed {taken['unnamed_bytes']}"
+        f"  settled {taken['settled_s']:.0f} s  RSS {taken['rss_bytes'] / 1e6:.1f} MB"
+        f"  CPU {taken['cpu']:.1%}  {taken['loss'] or ''}",
+        flush=True,
+    )
+
+
+def show_end(samples: list[dict[str, Any]], load: Load) -> None:
+    last = samples[-1]
+    settled = [each["rss_bytes"] for each in samples if each["at_s"] > 300] or [last["rss_bytes"]]
+    print(
+        f"{load.connections} connections and {load.processes} processes in {last['at_s']:.0f} s;"
+        f" samples with an error: {sum(bool(each['error_bytes']) for each in samples)} of"
+        f" {len(samples)}; after five minutes RSS {min(settled) / 1e6:.1f} to"
+        f" {max(settled) / 1e6:.1f} MB, at the end {last['rss_bytes'] / 1e6:.1f}"
+    )
+
+
+def save(
+    options: argparse.Namespace, facts: dict[str, Any], samples: list[dict[str, Any]], load: Load
+) -> None:
+    """After each sample, so that a run that is broken off was not for nothing."""
+    options.save.parent.mkdir(parents=True, exist_ok=True)
+    kept = ("at_s", "moved_bytes", "error_bytes", "errors", "unnamed_bytes", "settled_s",
+            "rss_bytes", "cpu", "threads", "descriptors", "loss")  # fmt: skip
+    told = {
+        "benchmark": "soak",
+        "kernel": platform.release().split("-")[0],
+        "owners": facts["owners"],
+        "counting": facts["counting"],
+        "connections": load.connections,
+        "processes": load.processes,
+        "samples": [{name: each[name] for name in kept} for each in samples],
+    }
+    options.save.write_text(json.dumps(told, indent=None, separators=(",", ":")) + "\n")
+
+
+if __name__ == "__main__":
+    main()
