@@ -59,8 +59,8 @@ bench: ready-bench  ## measure what counting costs, against nethogs and tcpdump 
 	@$(call measure,$(BENCHMARKS))
 	@$(PYTHON) -m benchmarks.plot build/benchmarks/engines.json build/benchmarks/engines.png
 
-bench-parts: ready-test  ## measure the parts: the other files of benchmarks/ (churn, ten minutes, by hand)
-	@$(call measure,$(filter-out $(BENCHMARKS) churn plot,$(basename $(notdir $(wildcard benchmarks/*.py)))))
+bench-parts: ready-test  ## measure the parts: the other files of benchmarks/ (churn and soak by hand)
+	@$(call measure,$(filter-out $(BENCHMARKS) churn plot soak,$(basename $(notdir $(wildcard benchmarks/*.py)))))
 
 clean:  ## remove what was built, the virtual environments too
 	rm -rf build dist *.egg-info .venv .venv-pcap-ct .mypy_cache .ruff_cache .pytest_cache .hypothesis
