@@ -7,7 +7,7 @@ import select
 import signal
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from tests.privileged.namespace import WAIT_S, Namespace
@@ -17,11 +17,20 @@ FIGURES = ("packets", "wire_bytes", "payload_bytes")
 
 
 class Reporter:
-    """``procnet report --format json``, from the moment that it captures until ``finish()``."""
+    """``procnet report --format json``, from the moment that it captures until ``finish()``.
 
-    def __init__(self, namespace: Namespace, *arguments: str, ready_s: float = WAIT_S) -> None:
+    ``before``: a command that executes the one that is appended to it.
+    """
+
+    def __init__(
+        self,
+        namespace: Namespace,
+        *arguments: str,
+        before: Sequence[str] = (),
+        ready_s: float = WAIT_S,
+    ) -> None:
         self._process = namespace.popen(
-            [sys.executable, "-m", "procnet", "report", "--format", "json", *arguments],
+            [*before, sys.executable, "-m", "procnet", "report", "--format", "json", *arguments],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
