@@ -5,7 +5,6 @@ from __future__ import annotations
 import socket
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from types import MappingProxyType
 
 from procnet.ledger.flows import FlowRow as BookedFlow
 from procnet.ledger.flows import RowKey, Tally
@@ -148,7 +147,7 @@ def build_report(
         totals=_both(account.total),
         attributed=sum((Both(row.sent, row.received) for row in processes), NOTHING),
         unattributed=sum(reasons.values(), NOTHING),
-        reasons=MappingProxyType(reasons),
+        reasons=reasons,
         loss=loss,
         features=features,
     )
