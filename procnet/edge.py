@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import signal
 import threading
 from collections.abc import Callable
 from typing import ParamSpec
@@ -10,6 +11,7 @@ from typing import ParamSpec
 from procnet.errors import ProcnetError
 
 _PAUSE_S = 0.1
+_SYNCHRONOUS = {signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGABRT}
 
 _log = logging.getLogger("procnet")
 
@@ -31,6 +33,16 @@ class Edge:
         self._stopping = stopping
         self._lock = threading.Lock()
         self._said: dict[str, str] = {}
+
+    def run(self, loop: Callable[[], None]) -> None:
+        """What a thread of ours does. Signals are for the program's own threads.
+
+        Python runs their handlers in the main thread alone, and one that is delivered to another
+        thread does not wake it: the kernel does that where the main thread has been stopped
+        (SIGSTOP) and not gone on yet.
+        """
+        signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals() - _SYNCHRONOUS)
+        loop()
 
     def step(self, step: Callable[P, None], *args: P.args, **kwargs: P.kwargs) -> None:
         """Calls it."""

@@ -116,7 +116,9 @@ class Monitor:
         self._started_ns = self._interval_ns = time.time_ns()
         try:
             for name, loop in (("capture", self._capture), ("owners", self._own)):
-                thread = threading.Thread(target=loop, name=f"procnet-{name}", daemon=True)
+                thread = threading.Thread(
+                    target=self._edge.run, args=(loop,), name=f"procnet-{name}", daemon=True
+                )
                 thread.start()
                 self._threads.append(thread)
         except BaseException as error:

@@ -181,6 +181,8 @@ class LiveHandle(_Handle):
             opened.close()
             self._refuse_file(name)
             raise CaptureError(f"cannot capture on {name}: libpcap opened something else")
+        # libpcap does not: a program that is executed would capture for as long as it lives.
+        os.set_inheritable(self._fileno, False)
         try:
             keep_headers(self._fileno, snaplen_bytes, loopback=known[name].is_loopback)
         except OSError as error:
