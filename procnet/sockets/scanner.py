@@ -116,7 +116,9 @@ class SocketScanner:
         if not namespaces_read:
             if self._denied:
                 raise PermissionError(0, "no process shows its network namespace to this user")
-            raise FileNotFoundError(0, "no process shows a network namespace")
+            raise FileNotFoundError(
+                0, "no process shows a network namespace: is it a proc file system?"
+            )
         return sockets
 
     def _sockets_in(self, netns: int) -> list[Socket]:

@@ -10,7 +10,6 @@ import pickle
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple, TypeVar
@@ -200,7 +199,7 @@ def refused_run(make: type[Refusals], library: str, first: int, number: int) -> 
         refusals.begin(first, number, errno.ENOMEM)
         for _ in range(ROUNDS):
             exchange(DATAGRAMS)
-            time.sleep(0.12)  # a drain, and sometimes a look
+            monitor.report()  # a drain and a look
         calls = refusals.end()
     return outcome(monitor, calls, before, bpf_descriptors())
 

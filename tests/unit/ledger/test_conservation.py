@@ -198,6 +198,7 @@ def test_an_interval_costs_what_moved_in_it_and_not_what_ever_moved(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     world = World()
+    world.ledger.take_interval()  # from here on intervals have an account of their own
     world.packets(0)
     world.settle(10_000, final=True)
 
