@@ -498,39 +498,30 @@ int on_tcp_sendpage(struct pt_regs *ctx, struct sock *sk)
 }
 
 /*
- * What the sender has left in the queue is still its own. The first taker is told even if it is the
- * sender: until then nobody knows whose it is what comes in.
+ * Data was taken, by recv() or splice(). A kernel user of the socket takes it in softirq, where the
+ * socket is not locked by a process and `current` is anybody. What the sender has left in the queue
+ * is still its own. The first taker is told even if it is the sender: until then nobody knows whose
+ * it is what comes in.
  */
-static inline int receive_tcp(struct sock *sk)
+int on_tcp_receive(struct pt_regs *ctx, struct sock *sk)
 {
 	u64 id = (u64)sk, user = acting_user();
 	struct procnet_connection connection = get_connection(id);
 	u32 what = PROCNET_RECEIVE | RECEIVES | (is_unsent(&connection) ? SENDS : 0);
 	struct procnet_sock sock = {};
 	struct procnet_tuple tuple;
+	int owned = 0;
 
 	if (connection.receiver == user)
 		return 0;
-	if (!read_connection(&sock, &tuple, sk) || !submit(&sock, &tuple, what))
+	GET(owned, &sk->sk_lock.owned);
+	if (!owned || !read_connection(&sock, &tuple, sk) || !submit(&sock, &tuple, what))
 		return 0;
 	connection.receiver = user;
 	if (connection.is_opened)
 		connection.sender = connection.is_opened = 0;
 	connections.update(&id, &connection);
 	return 0;
-}
-
-int on_tcp_recvmsg(struct pt_regs *ctx, struct sock *sk)
-{
-	return receive_tcp(sk);
-}
-
-int on_tcp_splice_read(struct pt_regs *ctx, struct socket *socket)
-{
-	struct sock *sk = NULL;
-
-	GET(sk, &socket->sk);
-	return sk ? receive_tcp(sk) : 0;
 }
 
 /* Datagrams going out ---------------------------------------------------------------------------*/

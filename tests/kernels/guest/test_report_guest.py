@@ -87,5 +87,7 @@ def test_nothing_was_lost_and_all_that_was_sent_has_an_owner(run: Run) -> None:
     loss = run.report["loss"]
     assert (loss["capture_dropped_packets"], loss["events_lost"], loss["failures"]) == (0, 0, 0)
     # Received: the launcher never reads what its children send, and they inherit its socket.
+    unowned = [row for row in run.report["flows"] if row["process"] is None]
+    assert [row for row in unowned if row["sent"]["payload_bytes"]] == []
     assert run.report["unattributed"]["sent"]["payload_bytes"] == 0
     assert run.report["features"]["owners"] == "kprobe"
