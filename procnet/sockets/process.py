@@ -17,7 +17,9 @@ from procnet.model import Process, ProcessId
 from procnet.sockets.container import container_of
 from procnet.sockets.pids import process_directory, raise_if_ours, read_at, stat_at
 
-_CMDLINE_LIMIT_BYTES = 64 * 1024
+# A row is kept when its process is gone, and arguments of two letters take twenty times their bytes
+# as Python's strings: with 64 KiB each, a thousand processes of anybody's would fill a gigabyte.
+_CMDLINE_LIMIT_BYTES = 4096
 _CGROUP_LIMIT_BYTES = 64 * 1024
 _STATUS_LIMIT_BYTES = 16 * 1024
 _USERS_KEPT = 1024
@@ -74,7 +76,7 @@ class ProcessTable:
         Never the row of another process: a pid that was given to another one since answers as one
         that has ended. Fields that this user may not read are empty. ``exe`` is the path that was
         executed, without the `` (deleted)`` that the kernel appends once the file is gone;
-        ``cmdline`` is cut after 64 KiB; ``uid`` is the real one. ``cgroup`` is the path in the
+        ``cmdline`` is cut after 4 KiB; ``uid`` is the real one. ``cgroup`` is the path in the
         unified hierarchy or else in systemd's own (v1). Text that is not UTF-8 shows as ``\\xNN``.
 
         Raises OSError if this process is out of descriptors or memory.

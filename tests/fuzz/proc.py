@@ -11,6 +11,7 @@ import contextlib
 import os
 import re
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,6 +26,7 @@ from procnet.sockets.tables import TABLES, parse_table
 from procnet.testing.proc_tree import ProcTree
 from tests.fuzz.pieces import join, split
 
+_MAX_ROW_BYTES = 250_000
 _FILES = ("stat", "status", "cmdline", "cgroup")
 _HONEST = "honest"
 _HEADINGS = b"  sl  local_address rem_address\n"
@@ -75,6 +77,7 @@ def _check_row(asked: ProcessId, row: Process | None, pieces: list[bytes]) -> No
     assert row.name == decode_text(stat.name)
     texts = (row.name, row.exe, *row.cmdline, row.cgroup, row.container)
     assert len("".join(texts).encode()) <= 4 * sum(map(len, pieces)) + 64
+    assert sum(map(sys.getsizeof, texts)) <= _MAX_ROW_BYTES
     if _HONEST.encode() not in b"".join(pieces):
         assert not any(_HONEST in text for text in texts)
     assert row.uid is None or re.search(rb"(?m)^Uid:\t0*%d\t" % row.uid, pieces[1])
@@ -132,6 +135,7 @@ def seeds() -> Iterator[bytes]:
     forged = files[0].replace(b"(honest)", b"(a) S 1 (b)\n\xff\x1b[2J)")
     hybrid = b"12:cpu,memory:/docker/" + b"a" * 64 + b"\n1:name=systemd:/x\n0::/\n"
     yield b"\0" + join([forged, b"Uid:\t0\t0\t", b"a\0\0b\xff\0", hybrid, b""])
+    yield b"\0" + join([*files[:2], b"ab\0" * 5000, files[3]])
     ended = files[0].replace(b" S ", b" Z ")
     yield b"\0" + join([ended, *files[1:], b"x", b"socket:[501]", b"socket:[00501]"])
     for number, table in enumerate(TABLES):

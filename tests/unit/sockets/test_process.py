@@ -153,7 +153,14 @@ def test_arguments_may_be_anything_and_are_bounded(tree: ProcTree, table: Proces
     row = table.get(SHELL)
     assert row is not None
     assert row.cmdline[:3] == ("a", "", "\\xff")
-    assert sum(map(len, row.cmdline)) < 64 * 1024 + 10
+    assert sum(map(len, row.cmdline)) < 4096 + 10
+
+
+def test_a_row_is_small_whatever_its_arguments(tree: ProcTree, table: ProcessTable) -> None:
+    tree.add_process(23, cmdline=["ab"] * 20_000)
+    row = table.get(SHELL)
+    assert row is not None
+    assert sum(map(sys.getsizeof, (*row.cmdline, row.cmdline))) < 100_000
 
 
 def test_a_program_that_overwrote_its_arguments_has_one(
