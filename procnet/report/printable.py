@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 # Shown as nothing or as a blank although str.isprintable() lets them through: two names could look
-# the same. Unicode's Default_Ignorable_Code_Point (DerivedCoreProperties.txt), letters and marks.
+# the same. Unicode's Default_Ignorable_Code_Point (DerivedCoreProperties.txt), letters and marks;
+# BRAILLE PATTERN BLANK, MUSICAL SYMBOL NULL NOTEHEAD.
 _INVISIBLE = frozenset(
     chr(code)
     for first, last in (
         (0x034F, 0x034F), (0x115F, 0x1160), (0x17B4, 0x17B5), (0x180B, 0x180F), (0x2065, 0x2065),
-        (0x3164, 0x3164), (0xFE00, 0xFE0F), (0xFFA0, 0xFFA0), (0xE0000, 0xE0FFF),
+        (0x2800, 0x2800), (0x3164, 0x3164), (0xFE00, 0xFE0F), (0xFFA0, 0xFFA0), (0x1D159, 0x1D159),
+        (0xE0000, 0xE0FFF),
     )
     for code in range(first, last + 1)
 )  # fmt: skip

@@ -25,6 +25,7 @@ from procnet.report.printable import printable, printable_lines
         ("\udcff", r"\udcff"),
         ("\U000e0041", r"\U000e0041"),
         ("a\ufe0fb\u3164", r"a\ufe0fb\u3164"),
+        ("sshd\u2800\U0001d159", r"sshd\u2800\U0001d159"),
         ("\\x1b", "\\x1b"),
         ("", ""),
     ],
