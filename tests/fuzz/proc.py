@@ -140,7 +140,8 @@ def seeds() -> Iterator[bytes]:
     yield b"\0" + join([ended, *files[1:], b"x", b"socket:[501]", b"socket:[00501]"])
     for number, table in enumerate(TABLES):
         line = _honest_line(table)
-        lines = [_HEADINGS, line, line[:40], b"\n", line.replace(b"7:", b"77:")]
+        broken = line.replace(b" 0A ", b"\n0A ").replace(b" 3 ", b"\n3 ", 1)
+        lines = [_HEADINGS, line, line[:40], b"\n", line.replace(b"7:", b"77:"), broken]
         yield bytes([1, number]) + b"".join(lines)
     for form in ("/docker/%s", "/x.slice/crio-%s.scope/y", "/kubepods:cri-containerd:%s", "/%s"):
         yield b"\2" + (form % ("0123456789abcdef" * 4)).encode()

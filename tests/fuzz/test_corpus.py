@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import re
 import struct
 from collections.abc import Callable
@@ -14,11 +15,13 @@ from typing import Any
 
 import pytest
 
-from procnet.bpf import events
-from procnet.capture import decode
+from procnet import cli
+from procnet.bpf import counts, events, ring, snapshot
+from procnet.capture import decode, handle, interfaces
 from procnet.capture.counter import Counter
 from procnet.report import as_text
-from procnet.sockets import diag, holders
+from procnet.sockets import diag, holders, process, tables
+from procnet.sockets.pids import process_directory
 from tests.fuzz import TARGETS
 from tests.fuzz.pieces import join, split
 
@@ -62,11 +65,24 @@ drain = Counter.drain
     ("name", "place", "thing", "defect"),
     [
         ("frames", decode, "_PORTS", struct.Struct("<HH").unpack_from),
+        ("frames", decode, "_require", lambda *_: None),
+        ("frames", Counter, "_begin", lambda self, run, timestamp, opens: False),
+        ("frames", decode, "_MAX_JUMBO_BYTES", 1 << 32),
         ("files", Counter, "drain", forgetful),
+        ("files", handle, "CaptureError", OSError),
         ("proc", holders, "_SOCKET_LINK", re.compile(r"socket:\[([0-9]{1,20})\]")),
+        ("proc", process, "process_directory", lambda root, pid: process_directory(root, 23)),
+        ("proc", tables, "_INET4", re.compile(tables._INET4.pattern.replace(" ", r"\s"), re.M)),
         ("netlink", diag, "_aligned", lambda length: length + 4),
+        ("netlink", diag, "_SOCK_DIAG_BY_FAMILY", 9),
+        ("netlink", interfaces, "_MAX_ERRNO", 1 << 40),
         ("records", events, "_KINDS", {}),
+        ("records", counts, "_sum", lambda one, other: one),
+        ("records", ring, "_DISCARDED", 0),
+        ("records", snapshot, "CLOCK_TICK_NS", 1),
         ("output", as_text, "printable", lambda text, width=None: text),
+        ("output", cli, "printable_lines", str),
+        ("output", process, "decode_text", os.fsdecode),
     ],
 )
 def test_a_defect_would_be_found(
