@@ -25,9 +25,16 @@ from procnet.bpf.events import decode_events
 from procnet.bpf.processes import decode_process
 from procnet.bpf.ring import Ring
 from procnet.bpf.snapshot import OPEN_SOCKET, decode_snapshot
-from procnet.capture.whose import Whose
+from procnet.capture.engine import KernelSide
 from procnet.errors import ProcnetError
-from procnet.model import CLOCK_TICK_NS, EventKind, Process, ProcessId
+from procnet.model import (
+    CLOCK_TICK_NS,
+    EventKind,
+    FlowCount,
+    Process,
+    ProcessId,
+    unmapped,
+)
 from procnet.report.socket_use import as_text, socket_use
 from procnet.sockets.process import ProcessTable
 from tests.fuzz.pieces import join, split
@@ -40,8 +47,8 @@ os.truncate(_RING, 3 * _PAGE)
 (_PROC / "self/fdinfo").mkdir(parents=True)
 (_PROC / "self/fdinfo" / str(_RING)).write_text(f"max_entries:\t{_PAGE}\n")
 
-_KEY = struct.Struct("=16s16sHHB?2xII")
-_SUMS = struct.Struct("=6Q")
+_KEY = struct.Struct("=16s16sHHB?6xI")
+_SUMS = struct.Struct("=5QB7x")
 _OVERFLOW_KEY = struct.Struct("=II")
 _CPUS = 2
 
@@ -182,32 +189,38 @@ class _Table:
 
 
 def _check_counts(data: bytes) -> None:
+    """Entries of the table, then those of what found it full."""
     entries, full, *_ = [*split(data), b"", b""]
     written, empty, overflow = _Table(), _Table(), _Table()
     rows = list(struct.iter_unpack(f"{_KEY.size}s{_SUMS.size}s", _whole(entries, _KEY, _SUMS)))
     written.keys, written.values = (b"".join(row[at] for row in rows) for at in (0, 1))
-    kept = {full[at : at + 8] for at in range(0, len(full) - 7, 56)}
+    kept = {full[at : at + _OVERFLOW_KEY.size] for at in range(0, len(full) - 7, 56)}
     overflow.keys = b"".join(kept)
-    overflow.values = b"".join(
-        _SUMS.pack(n, n, n, n, n, 0) for key in kept for n in (key[0], key[1])
-    )
+    # On each CPU a number that the key makes up.
+    overflow.values = b"".join(_SUMS.pack(n, n, n, n, n, 0) for key in kept for n in key[:_CPUS])
     news = mmap.mmap(-1, _PAGE)
     loaded = _Loaded(mock.Mock(), -1, -1, (written, empty), overflow, news)
-    counts = KernelCounts(loaded, contextlib.ExitStack())
-    whose = Whose(1, {bytes(4)}, loopback=False)
+    side = KernelSide(KernelCounts(loaded, contextlib.ExitStack()), 1)
     with mock.patch("procnet.bpf.batches.put_map"):
-        counted = [*counts.drain(surely=True), *counts.drain(surely=True)]
-    told: Tally[int] = Tally()
-    for row in counted:
-        told[row.interface_index] += row.packets
-        if row.ends is not None:
-            views, _ = whose.views(row.ends, row.outgoing)
-            assert views and all(len(address) in (4, 16) for address in row.ends[1::2])
+        counted = [*side.drain(surely=True), *side.drain(surely=True)]
+    told: Tally[object] = Tally()
+    for count in counted:
+        told[count.interface, _ends(count)] += count.packets
     for key, sums in rows:
-        told[_KEY.unpack(key)[7]] -= _SUMS.unpack(sums)[0]
+        source, destination, *ports, protocol, _, index = _KEY.unpack(key)
+        source, destination = unmapped(source), unmapped(destination)
+        ends = (protocol, *sorted([(source, ports[0]), (destination, ports[1])]))
+        told[f"#{index}", ends] -= _SUMS.unpack(sums)[0]
     for key in kept:
-        told[_OVERFLOW_KEY.unpack(key)[0]] -= key[0] + key[1]
+        told[f"#{_OVERFLOW_KEY.unpack(key)[0]}", None] -= sum(key[:_CPUS])
     assert not any(told.values())
+
+
+def _ends(count: FlowCount) -> object:
+    if count.key is None:
+        return None
+    _, protocol, local, local_port, remote, remote_port = count.key
+    return (protocol, *sorted([(local, local_port), (remote, remote_port)]))
 
 
 def _sized(data: bytes, size: int) -> list[bytes]:
@@ -250,6 +263,6 @@ def seeds() -> Iterator[bytes]:
         )
     ]  # fmt: skip
     yield b"\3" + b"".join(rows)
-    key = _KEY.pack(four, four, 1, 2, 6, True, 0, 3)
+    key = _KEY.pack(four, four, 1, 2, 6, True, 3)
     entries = (key + _SUMS.pack(2, 80, 0, 5, 6, 1)) * 2 + key[::-1] + _SUMS.pack(1, 40, 0, 5, 5, 0)
     yield b"\4" + join([entries, _OVERFLOW_KEY.pack(3, 1) + bytes(48) + _OVERFLOW_KEY.pack(4, 0)])

@@ -77,7 +77,7 @@ drain = Counter.drain
         ("netlink", diag, "_SOCK_DIAG_BY_FAMILY", 9),
         ("netlink", interfaces, "_MAX_ERRNO", 1 << 40),
         ("records", events, "_KINDS", {}),
-        ("records", counts, "_sum", lambda one, other: one),
+        ("records", counts, "_unpack", lambda entries: iter(())),
         ("records", ring, "_DISCARDED", 0),
         ("records", snapshot, "CLOCK_TICK_NS", 1),
         ("output", as_text, "printable", lambda text, width=None: text),
