@@ -82,22 +82,6 @@ def test_a_running_monitor_names_what_it_has_seen(loopback: Namespace) -> None:
     assert uid == 0
 
 
-def start_and_stop_many() -> tuple[list[int], list[int]]:
-    descriptors, threads = [], []
-    for _ in range(23):
-        with procnet.Monitor(["lo"]):
-            pass
-        descriptors.append(open_descriptors())
-        threads.append(threading.active_count())
-    return descriptors, threads
-
-
-def test_stopping_gives_everything_back(loopback: Namespace) -> None:
-    descriptors, threads = loopback.call(start_and_stop_many)
-    assert len(set(descriptors)) == 1
-    assert set(threads) == {1}
-
-
 def failing_starts() -> tuple[int, int, list[str]]:
     messages = []
     before = open_descriptors()
@@ -116,19 +100,6 @@ def test_a_start_that_fails_leaves_nothing(loopback: Namespace) -> None:
     assert before == after
     assert len(messages) == 3
     assert all("\n" not in message for message in messages)
-
-
-def two_monitors() -> list[tuple[int, int]]:
-    with procnet.Monitor(["lo"]) as one, procnet.Monitor(["lo"]) as two:
-        send_datagrams(23, 101)
-    return [
-        (monitor.report().totals.sent.payload_bytes, monitor.report().totals.received.payload_bytes)
-        for monitor in (one, two)
-    ]
-
-
-def test_two_monitors_count_the_same(loopback: Namespace) -> None:
-    assert loopback.call(two_monitors) == [(2323, 2323), (2323, 2323)]
 
 
 def signal_handlers() -> tuple[bool, bool]:
