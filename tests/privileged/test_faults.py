@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import socket
@@ -22,6 +23,7 @@ pytestmark = pytest.mark.privileged
 
 HERE, THERE = "10.9.0.1", "10.9.0.2"
 BEFORE, AFTER = 23, 31
+FLAPS = 17
 PAYLOAD_BYTES, HEADERS_BYTES = 101, 28
 ENGINES = pytest.mark.parametrize("counting", ["kernel", "python"])
 
@@ -153,6 +155,47 @@ def test_an_interface_that_is_down_for_a_while_is_captured_on(
     loopback: Namespace, counting: str
 ) -> None:
     assert loopback.call(count_through_a_pause, counting) == (BEFORE + AFTER, 0)
+
+
+def captures(monitor: procnet.Monitor, index: int) -> bool:
+    return [entry.index for entry in reading(monitor)] == [index]  # type: ignore[attr-defined]
+
+
+def flap(counting: str) -> Outcome:
+    """Down and up in a row, a frame each time; then removed and added, some frames each time."""
+    lay_cable()
+    log = Keep()
+    logging.getLogger("procnet").addHandler(log)
+    with procnet.Monitor(["near"], counting=counting) as monitor:
+        for _ in range(FLAPS):
+            ip("link", "set", "near", "down")
+            ip("link", "set", "near", "up")
+            send(1)
+        for times in (1, 1, FLAPS):
+            for _ in range(times):
+                remove(monitor)
+                lay_cable()
+            # The last of them, and not one that the capture still has open.
+            index = socket.if_nametoindex("near")
+            wait_until(functools.partial(captures, monitor, index), "the interface's return")
+            send(AFTER)
+    report = monitor.report()
+    return Outcome(
+        monitor.features.counting, report.totals.sent.packets, report.totals.sent.wire_bytes,
+        report.totals.received.packets, report.loss, log.lines,
+    )  # fmt: skip
+
+
+@ENGINES
+def test_an_interface_that_comes_and_goes_all_the_time(loopback: Namespace, counting: str) -> None:
+    outcome = loopback.call(flap, counting)
+    packets = FLAPS + 3 * AFTER
+    assert outcome.counting == counting
+    assert outcome.packets == packets
+    assert outcome.wire_bytes == packets * (PAYLOAD_BYTES + HEADERS_BYTES)
+    assert outcome.received_packets == 0
+    assert 3 <= outcome.loss.interrupted_captures <= FLAPS + 2
+    assert outcome.loss.failures == outcome.loss.capture_dropped_packets == 0
 
 
 @ENGINES
