@@ -83,6 +83,7 @@ class Monitor:
         self._stopped = threading.Event()
         self._edge = Edge(self._stopping)
         self._handed_over: deque[list[FlowCount]] = deque()
+        self._handed_over_until_ns = 0
         self._news = threading.Event()
         self._drain_asked = threading.Event()
         self._look_asked = threading.Event()
@@ -303,11 +304,13 @@ class Monitor:
         asked = self._drain_asked.is_set()
         full = tap.counts_in_kernel and sum(map(len, tuple(self._handed_over))) >= _MAX_HANDED_OVER
         if last or (not full and (asked or tap.is_due)):
+            until_ns = time.time_ns()
             counts = tap.drain()
             self._busy = len(counts) > (CROWD_ENTRIES if tap.counts_in_kernel else 0)
             if counts:
                 self._handed_over.append(counts)
                 self._news.set()
+            self._handed_over_until_ns = until_ns
         if asked:
             self._drain_asked.clear()
             self._look_asked.set()
@@ -333,6 +336,7 @@ class Monitor:
         assert witnesses is not None
         asked = self._look_asked.is_set()
         self._look_asked.clear()
+        until_ns = self._handed_over_until_ns
         # Counts first: the event of a sender is told before its packet is counted, so whatever was
         # counted until now has its event among those that are read next.
         counts = [
@@ -340,7 +344,7 @@ class Monitor:
         ]
         with self._lock:
             self._edge.step(witnesses.follow_clock)
-        self._step(self._ledger.counting(counts))
+        self._step(self._ledger.counting(counts, until_ns))
         # Owners are this thread's alone: nobody who asks for a report waits for them.
         self._edge.step(witnesses.observe)
         self._settle()

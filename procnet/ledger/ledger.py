@@ -69,6 +69,7 @@ class Ledger:
         self._looked = False
         self._looks_ns = (ALWAYS_NS, ALWAYS_NS)
         self._now_ns = self._forgot_ns = ALWAYS_NS
+        self._counted_until_ns = FOREVER_NS
         self._counted = Tally()
         # What was told in intervals that are over.
         self._taken = Tally()
@@ -89,8 +90,13 @@ class Ledger:
         for _ in self.counting(counts):
             pass
 
-    def counting(self, counts: Iterable[FlowCount]) -> Iterator[bool]:
-        """The same in steps, True after each, between which accounts may be taken."""
+    def counting(self, counts: Iterable[FlowCount], until_ns: int = FOREVER_NS) -> Iterator[bool]:
+        """The same in steps, True after each, between which accounts may be taken.
+
+        ``until_ns``: packets until that moment are among those that were handed over by now; who
+        owned what then is not forgotten before.
+        """
+        self._counted_until_ns = until_ns
         for number, count in enumerate(sorted(counts, key=attrgetter("first_ns")), 1):
             self._count_one(count)
             if number % SLICE_RUNS == 0:
@@ -126,7 +132,7 @@ class Ledger:
         now, and what is known of owners goes on in the new time."""
         self.settle(self._now_ns, final=True)
         self._looks_ns = (ALWAYS_NS, ALWAYS_NS)
-        self._forgot_ns = ALWAYS_NS
+        self._forgot_ns = self._counted_until_ns = ALWAYS_NS
         self._generations = Generations()
         self.owners.shift(step_ns)
 
@@ -164,7 +170,7 @@ class Ledger:
         # What we were told of since the last time may have counts that lag behind it: both wait
         # where we were stopped, or had no time.
         waiting_ns = (count.first_ns for count in (*self._seen, *self._unseen))
-        before_ns = min((self._forgot_ns, *waiting_ns))
+        before_ns = min((self._forgot_ns, self._counted_until_ns, *waiting_ns))
         self.owners.forget(before_ns)
         self._generations.forget(before_ns)
 

@@ -1,7 +1,10 @@
 """Owners that the kernel told of, at their moment."""
 
+import pytest
+
+from procnet.ledger.claims import FOREVER_NS
 from procnet.model import ICMP, TCP, UDP, EventKind, Evidence, ProcessId, Reason
-from tests.unit.ledger.world import ALICE, BOB, CAROL, World, connected, flow, udp_socket
+from tests.unit.ledger.world import ALICE, BOB, CAROL, T0, World, connected, flow, udp_socket
 
 TCP_FLOW = flow(TCP, 40009, 443)
 SERVER = flow(TCP, 80, 50021)
@@ -278,3 +281,18 @@ def test_frames_in_the_name_of_a_socket_are_anybodys() -> None:
         world.packets(40, key, number=7)
         world.settle(60, final=True)
         assert world.verdicts() == {ALICE: (10, 202), Reason.AMBIGUOUS: (5, 101)}
+
+
+@pytest.mark.parametrize("told", [True, False], ids=["told how far", "not told"])
+def test_who_owned_what_is_not_yet_counted_is_not_forgotten(told: bool) -> None:
+    """The events of a datagram and of its sender's end come long before the packet is counted."""
+    world = World()
+    world.event(0, ALICE)
+    world.event(1, ALICE, EventKind.CLOSE)
+    for at_ms in (7_000, 14_000, 21_000):
+        for _ in world.ledger.counting([], T0 - 1 if told else FOREVER_NS):
+            pass
+        world.settle(at_ms)
+    world.packets(0.5)
+    world.settle(22_000, final=True)
+    assert world.verdicts() == {ALICE if told else Reason.NO_SOCKET: (1, 101)}
