@@ -110,7 +110,12 @@ def stat_of(root: str, process: ProcessId) -> Stat | None:
     return stat if stat.start_time_ns == process.start_time_ns and not stat.ended else None
 
 
+def is_ours(error: Exception) -> bool:
+    """Does it say that this process is short of descriptors or memory?"""
+    return isinstance(error, OSError) and error.errno in _OURS
+
+
 def raise_if_ours(error: Exception) -> None:
     """Raises ``error`` again if it says that this process is short of descriptors or memory."""
-    if isinstance(error, OSError) and error.errno in _OURS:
+    if is_ours(error):
         raise error

@@ -17,7 +17,7 @@ from procnet.errors import AccessError, ProcnetError
 from procnet.model import Socket, SocketScan
 from procnet.sockets.diag import DiagTables
 from procnet.sockets.holders import HolderMap
-from procnet.sockets.pids import list_pids, process_directory, raise_if_ours
+from procnet.sockets.pids import is_ours, list_pids, process_directory, raise_if_ours
 from procnet.sockets.procfs import PRIVILEGES, read_tables
 
 
@@ -88,7 +88,8 @@ class SocketScanner:
                 f"run as root or with {PRIVILEGES}, and without hidepid"
             ) from error
         except OSError as error:
-            raise ProcnetError(f"cannot read sockets below {self._root}: {error}") from error
+            hint = "" if is_ours(error) else "; is a proc file system there?"
+            raise ProcnetError(f"cannot read sockets below {self._root}: {error}{hint}") from error
         return SocketScan(
             started_ns=started_ns,
             ended_ns=self._wall_clock_ns(),
