@@ -53,16 +53,19 @@ def draw_engines(pyplot: Any, saved: dict[str, Any]) -> Any:
 
 
 def draw_soak(pyplot: Any, saved: dict[str, Any]) -> Any:
-    figure, (memory, error) = pyplot.subplots(2, 1, figsize=(7, 3.6), sharex=True)
-    minutes = [sample["at_s"] / 60 for sample in saved["samples"]]
-    for axes, figures, label in (
-        (memory, [sample["rss_bytes"] / 1e6 for sample in saved["samples"]], "RSS, MB"),
-        (error, [sample["error_bytes"] for sample in saved["samples"]], "error, bytes"),
-    ):
-        axes.plot(minutes, figures, color=COLORS["kernel"], linewidth=1.5)
-        axes.set(ylabel=label, ylim=(0, max(*figures, 1) * 1.2))
+    figure, (memory, error) = pyplot.subplots(2, 1, figsize=(7, 3.8), sharex=True)
+    samples = saved["samples"]
+    minutes = [sample["at_s"] / 60 for sample in samples]
+    memory.plot(minutes, [sample["rss_bytes"] / 1e6 for sample in samples], color=COLORS["kernel"])
+    memory.set(ylabel="RSS, MB", ylim=(0, None))
+    for name, color in (("uncounted", "#d6604d"), ("misnamed", "#762a83"), ("unnamed", "#878787")):
+        axis = [sample[f"{name}_bytes"] for sample in samples]
+        error.plot(minutes, axis, color=color, label=name)
+    error.set(xlabel="minutes", ylabel="bytes", yscale="symlog", ylim=(0, None))
+    error.legend(frameon=False, fontsize=8)
+    for axes in (memory, error):
         axes.grid(True, color="#dddddd", linewidth=0.6)
-    error.set(xlabel="minutes", xlim=(0, max(minutes)))
+        axes.set(xlim=(0, max(minutes)))
     return figure
 
 

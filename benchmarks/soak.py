@@ -9,9 +9,9 @@ a process that embeds a Monitor takes a report each second and adds them up. Eve
 load pauses, which is a sample: what the generators moved until then, by kind of process, against
 what the reports say, once they say nothing new. Printed and saved:
 
-error      payload bytes that the load moved and that no report has, or that reports have too many:
-           the sum over each kind's two directions, and over what nobody is named for
-unnamed    payload bytes for which the reports name nobody
+uncounted  payload bytes that the load moved and that no report has (yet), or that are too many
+misnamed   payload bytes of which one kind of process has too many in the reports
+unnamed    payload bytes for which the reports name nobody; loss says why
 settled    seconds from the pause until the reports had everything, or until we gave up
 RSS, CPU   of the embedding process; CPU as the share of a core since the sample before
 """
@@ -29,7 +29,7 @@ import threading
 import time
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 TOP = Path(__file__).resolve().parents[1]
 SAVE = TOP / "build" / "benchmarks" / "soak.json"
@@ -124,9 +124,24 @@ class Load:
         self._process.communicate()
 
 
-def error_bytes(moved: dict[str, int], told: dict[str, int]) -> int:
-    """By how much the two differ, over all of their figures."""
-    return sum(abs(moved.get(name, 0) - told.get(name, 0)) for name in moved.keys() | told.keys())
+class Errors(NamedTuple):
+    """Payload bytes."""
+
+    uncounted_bytes: int
+    misnamed_bytes: int
+    unnamed_bytes: int
+
+
+def errors(moved: dict[str, int], told: dict[str, int]) -> Errors:
+    """By how much what the reports say differs from what the load moved."""
+    surplus = {name: told.get(name, 0) - moved.get(name, 0) for name in moved.keys() | told.keys()}
+    sides = {name.split()[1] for name in surplus}
+    named = [size for name, size in surplus.items() if name.startswith(NAME_OF_ALL)]
+    return Errors(
+        sum(abs(sum(surplus[name] for name in surplus if name.endswith(side))) for side in sides),
+        sum(size for size in named if size > 0),
+        sum(size for name, size in told.items() if not name.startswith(NAME_OF_ALL)),
+    )
 
 
 def soak(options: argparse.Namespace) -> None:
@@ -169,22 +184,14 @@ def sample(load: Load, embedding: Any, at_s: float, before: list[dict[str, Any]]
     while True:
         told = json.loads(embedding.stdout.readline())
         settled_s = time.monotonic() - paused_s
-        error = error_bytes(moved, told["moved"])
-        if not error or settled_s > PATIENCE_S:
+        found = errors(moved, told["moved"])
+        if not found.uncounted_bytes or settled_s > PATIENCE_S:
             break
-    by_name = {
-        name: told["moved"].get(name, 0) - moved.get(name, 0)
-        for name in moved.keys() | told["moved"].keys()
-    }
     last = before[-1] if before else {"at_s": 0.0, "cpu_s": 0.0}
     return {
         "at_s": round(at_s, 1),
         "moved_bytes": sum(moved.values()),
-        "error_bytes": error,
-        "errors": {name: size for name, size in by_name.items() if size},
-        "unnamed_bytes": sum(
-            size for name, size in told["moved"].items() if not name.startswith(NAME_OF_ALL)
-        ),
+        **found._asdict(),
         "settled_s": round(settled_s, 1),
         "rss_bytes": told["rss_bytes"],
         "cpu": round((told["cpu_s"] - last["cpu_s"]) / (at_s + settled_s - last["at_s"]), 4),
@@ -198,7 +205,8 @@ def sample(load: Load, embedding: Any, at_s: float, before: list[dict[str, Any]]
 def show(taken: dict[str, Any]) -> None:
     print(
         f"{taken['at_s']:7.0f} s  moved {taken['moved_bytes'] / 1e6:8.0f} MB"
-        f"  error {taken['error_bytes']} {taken['errors'] or ''}  unnamed {taken['unnamed_bytes']}"
+        f"  uncounted {taken['uncounted_bytes']}  misnamed {taken['misnamed_bytes']}"
+        f"  unnamed {taken['unnamed_bytes']}"
         f"  settled {taken['settled_s']:.0f} s  RSS {taken['rss_bytes'] / 1e6:.1f} MB"
         f"  CPU {taken['cpu']:.1%}  {taken['loss'] or ''}",
         flush=True,
@@ -208,10 +216,14 @@ def show(taken: dict[str, Any]) -> None:
 def show_end(samples: list[dict[str, Any]], load: Load) -> None:
     last = samples[-1]
     settled = [each["rss_bytes"] for each in samples if each["at_s"] > 300] or [last["rss_bytes"]]
+    uncounted, misnamed = (
+        sum(bool(each[name]) for each in samples) for name in ("uncounted_bytes", "misnamed_bytes")
+    )
     print(
         f"{load.connections} connections and {load.processes} processes in {last['at_s']:.0f} s;"
-        f" samples with an error: {sum(bool(each['error_bytes']) for each in samples)} of"
-        f" {len(samples)}; after five minutes RSS {min(settled) / 1e6:.1f} to"
+        f" of {len(samples)} samples {uncounted} with bytes uncounted, {misnamed} misnamed; in the"
+        f" end {last['uncounted_bytes']} bytes uncounted, {last['unnamed_bytes']} unnamed of"
+        f" {last['moved_bytes']}; after five minutes RSS {min(settled) / 1e6:.1f} to"
         f" {max(settled) / 1e6:.1f} MB, at the end {last['rss_bytes'] / 1e6:.1f}"
     )
 
@@ -221,8 +233,8 @@ def save(
 ) -> None:
     """After each sample, so that a run that is broken off was not for nothing."""
     options.save.parent.mkdir(parents=True, exist_ok=True)
-    kept = ("at_s", "moved_bytes", "error_bytes", "errors", "unnamed_bytes", "settled_s",
-            "rss_bytes", "cpu", "threads", "descriptors", "loss")  # fmt: skip
+    kept = ("at_s", "moved_bytes", *Errors._fields, "settled_s", "rss_bytes", "cpu", "threads",
+            "descriptors", "loss")  # fmt: skip
     told = {
         "benchmark": "soak",
         "kernel": platform.release().split("-")[0],
