@@ -359,7 +359,7 @@ class Loss:
     interrupted_captures: int = 0
     """Times an interface went away and its capture had to be opened anew."""
     failures: int = 0
-    """Unexpected errors in a thread of ours; each is in the log with its traceback."""
+    """Steps of a thread of ours that failed; the log says how, once if it goes on."""
 
 
 class Support(enum.Enum):
