@@ -154,6 +154,24 @@ def test_a_command_that_nobody_reads_ends_at_the_second_signal(
     wait_until(lambda: not had & objects.everywhere(), "the kernel to let go of it")
 
 
+@pytest.mark.parametrize("command", ["report --duration 0.3", "top --interval 0.1 --frames 2"])
+@pytest.mark.parametrize(
+    ("output", "status", "said"),
+    [("| true", 0, ""), ("> /dev/full", 1, "No space left"), (">&-", 1, "output is closed")],
+)
+def test_output_that_goes_nowhere_is_a_line_at_the_most(
+    loopback: Namespace, command: str, output: str, status: int, said: str
+) -> None:
+    line = f"set -o pipefail; {sys.executable} -m procnet {command} --interface lo {output}"
+    done = subprocess.run(
+        loopback.argv(["bash", "-c", line]), capture_output=True, text=True, cwd=TOP, timeout=60
+    )
+    errors = [each for each in done.stderr.splitlines() if not each.startswith("capturing on ")]
+    assert done.returncode == status
+    assert len(errors) == status, errors
+    assert all(said in each for each in errors)
+
+
 def is_writing(pid: int) -> bool:
     """Is its main thread in write(1, …)?"""
     words = Path(f"/proc/{pid}/syscall").read_text().split()
