@@ -10,6 +10,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +18,9 @@ from pathlib import Path
 import pytest
 
 import procnet
+from procnet.bpf import batches
 from procnet.capture.handle import LiveHandle
+from procnet.ledger import ledger
 from tests.privileged.namespace import TOP, WAIT_S, Namespace, wait_until
 from tests.privileged.reporting import Reporter, flows, process_payload
 from tests.privileged.test_denied import exchange
@@ -30,6 +33,8 @@ BEFORE, WHILE, AFTER = 23, 60_013, 31
 HOUR_NS = 3_600_000_000_000
 SMALL_PIPE_BYTES = 4096
 FLOWS, MAX_FLOWS = 1009, 101
+LATE_S = 3.0
+"""A datagram's sender that has ended answers for its packets for two seconds."""
 
 
 def state(pid: int) -> str:
@@ -239,3 +244,30 @@ def test_a_clock_that_is_set_to_and_fro_costs_no_byte_and_no_name(
     assert report.started_ns <= report.ended_ns
     assert all(flow.first_ns <= flow.last_ns for flow in report.flows)
     assert report.loss.failures == report.loss.events_lost == 0
+
+
+# -- no time -----------------------------------------------------------------------------------
+
+
+def drain_late() -> tuple[procnet.Report, int]:
+    put_map, go_on = batches.put_map, threading.Event()
+
+    def put_late(*words: int) -> None:
+        go_on.wait(WAIT_S)
+        put_map(*words)
+
+    ledger._FORGET_EVERY_NS = 100_000_000
+    batches.put_map = put_late
+    with procnet.Monitor(["lo"]) as monitor:
+        exchange(BEFORE)
+        time.sleep(LATE_S)
+        go_on.set()
+    return monitor.report(), os.getpid()
+
+
+def test_who_was_told_of_long_before_its_packets_are_drained_is_named(loopback: Namespace) -> None:
+    """A drain waits for the kernel (RCU), which may have no time for seconds."""
+    report, pid = loopback.call(drain_late)
+    assert report.attributed == report.totals
+    assert [(row.process.pid, row.sent.packets) for row in report.processes] == [(pid, BEFORE)]
+    assert report.loss == procnet.Loss()
