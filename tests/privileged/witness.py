@@ -13,7 +13,7 @@ import json
 from typing import Any, NamedTuple
 
 ETHERNET_HEADER_BYTES = 14
-PROTOCOLS = {1: "icmp", 6: "tcp", 17: "udp", 58: "icmp6", 132: "sctp", 136: "udplite"}
+PROTOCOLS = {1: "icmp", 2: "igmp", 6: "tcp", 17: "udp", 58: "icmp6", 132: "sctp", 136: "udplite"}
 """procnet's names. nftables is asked for numbers: its names hang on /etc/protocols."""
 
 
@@ -53,21 +53,26 @@ class WireFlow(NamedTuple):
     peer_port: int
 
 
-def rules(device: str) -> str:
+def rules(device: str, name: str = "witness") -> str:
     """The nftables script that sets the witness on a device."""
     sent, received = _direction("sent", "ingress", device), _direction("received", "egress", device)
-    return f"table netdev witness {{\n{sent}\n{received}\n}}"
+    return f"table netdev {name} {{\n{sent}\n{received}\n}}"
 
 
-def read(listing: str) -> dict[WireFlow, Wire]:
-    """What ``nft -jn list table netdev witness`` told, by flow."""
+def loopback_rules() -> str:
+    """The same for the loopback device: there what comes is what was sent, and is told as that."""
+    return f"table netdev witness {{\n{_direction('sent', 'ingress', 'lo')}\n}}"
+
+
+def read(listing: str, link_header_bytes: int = ETHERNET_HEADER_BYTES) -> dict[WireFlow, Wire]:
+    """What ``nft -jn list table netdev NAME`` told, by flow."""
     counts: dict[str, dict[WireFlow, Count]] = {"sent": {}, "received": {}}
     for entry in json.loads(listing)["nftables"]:
         if "set" in entry:
             name = entry["set"]["name"]
             direction = "sent" if name.startswith("sent") else "received"
             for element in entry["set"].get("elem", []):
-                flow, count = _row(element["elem"], direction)
+                flow, count = _row(element["elem"], direction, link_header_bytes)
                 counts[direction][flow] = counts[direction].get(flow, NOTHING) + count
     sent, received = counts["sent"], counts["received"]
     return {
@@ -76,7 +81,7 @@ def read(listing: str) -> dict[WireFlow, Wire]:
     }
 
 
-def _row(element: dict[str, Any], direction: str) -> tuple[WireFlow, Count]:
+def _row(element: dict[str, Any], direction: str, link_header_bytes: int) -> tuple[WireFlow, Count]:
     """(source, port, destination, port, protocol) or, without the ports, the three that remain."""
     fields = element["val"]["concat"]
     if len(fields) == 3:
@@ -89,7 +94,7 @@ def _row(element: dict[str, Any], direction: str) -> tuple[WireFlow, Count]:
         flow = WireFlow(protocol, source, source_port, destination, destination_port)
         return flow, Count(packets, wire_bytes)
     flow = WireFlow(protocol, destination, destination_port, source, source_port)
-    return flow, Count(packets, wire_bytes - ETHERNET_HEADER_BYTES * packets)
+    return flow, Count(packets, wire_bytes - link_header_bytes * packets)
 
 
 def _direction(name: str, hook: str, device: str) -> str:

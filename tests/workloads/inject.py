@@ -2,8 +2,8 @@
 
     python -m tests.workloads.inject DEVICE SOURCE-MAC ADDRESS PEER ADDRESS6 PEER6
 
-At the end a JSON array as kinds.py prints it, of one process. Its sockets are open until it ends,
-and it ends when it reads a line. Standard library only.
+At the end a JSON array of what scene.moved() tells, of one process. Its sockets are open until it
+ends, and it ends when it reads a line. Standard library only.
 """
 
 from __future__ import annotations
@@ -13,10 +13,9 @@ import json
 import socket
 import struct
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
-from tests.workloads.scene import moved
-from tests.workloads.sharing import Truth
+from tests.workloads.scene import Truth, moved
 
 _IPV4, _IPV6 = 0x0800, 0x86DD
 Frame = tuple[str, int, int, bytes]
@@ -43,14 +42,15 @@ def packet(address: str, peer: str, protocol: str, segment: bytes) -> bytes:
     return head + ends + segment
 
 
-def main() -> None:
-    device, mac, address, peer, address6, peer6 = sys.argv[1:]
+def inject(device: str, mac: str, ends: Sequence[tuple[str, str]]) -> Truth:
+    """Once from each (address, peer)."""
     link = bytes.fromhex(mac.replace(":", ""))
     truth: Truth = []
     raw = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
     raw.bind((device, 0))
     cooked = socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, 0)
-    for source, target, kind in ((address, peer, _IPV4), (address6, peer6, _IPV6)):
+    for source, target in ends:
+        kind = _IPV6 if ":" in source else _IPV4
         for number, (protocol, port, peer_port, segment) in enumerate(frames()):
             data = packet(source, target, protocol, segment)
             if number % 2:
@@ -60,7 +60,14 @@ def main() -> None:
                 raw.send(bytes(6) + link + struct.pack("!H", kind) + data)
             payload = len(segment) - (20 if protocol == "tcp" else 8)
             truth.append(moved(protocol, (source, port), (target, peer_port), payload))
-    print(json.dumps(truth), flush=True)
+    return truth
+
+
+def main() -> None:
+    device, mac, *ends = sys.argv[1:]
+    print(
+        json.dumps(inject(device, mac, list(zip(ends[::2], ends[1::2], strict=True)))), flush=True
+    )
     sys.stdin.readline()
 
 

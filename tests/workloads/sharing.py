@@ -1,92 +1,41 @@
 """Processes that share, pass on and reuse sockets, and say who moved what: the hard cases.
 
-    sharing.py SCENARIO
-
-Traffic stays on 127.0.0.1. At the end one JSON array: for each process and flow
-``{"pid", "start_time_ticks", "protocol", "local_port", "remote_port", "sent", "received"}``,
-payload bytes. Sizes are primes and differ by actor, so that bytes cannot change places unseen.
-Standard library only.
+Sizes are primes and differ by actor, so that bytes cannot change places unseen.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import socket
-import sys
 import time
-import traceback
-from collections.abc import Callable
 
-HOST = "127.0.0.1"
-TIMEOUT_S = 20.0
+from tests.workloads.scene import (
+    TIMEOUT_S,
+    V4,
+    Child,
+    Moved,
+    Truth,
+    moved,
+    receive,
+    together,
+)
+
 SO_SNDBUFFORCE = 32  # include/uapi/asm-generic/socket.h
-Truth = list[dict[str, object]]
 
 
 def tcp_listener() -> socket.socket:
-    listener = socket.create_server((HOST, 0), backlog=64)
-    listener.settimeout(TIMEOUT_S)
-    return listener
+    listening = socket.create_server((V4, 0), backlog=64)
+    listening.settimeout(TIMEOUT_S)
+    return listening
 
 
 def udp_socket(port: int = 0, *options: int) -> socket.socket:
     made = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     for option in options:
         made.setsockopt(socket.SOL_SOCKET, option, 1)
-    made.bind((HOST, port))
+    made.bind((V4, port))
     made.settimeout(TIMEOUT_S)
     return made
-
-
-def receive(sock: socket.socket, size: int) -> int:
-    """Exactly ``size`` bytes of a stream, or what comes before its end."""
-    left = size
-    while left and (data := sock.recv(left)):
-        left -= len(data)
-    return size - left
-
-
-def moved(
-    protocol: str, local: object, remote: object, sent: int = 0, received: int = 0
-) -> dict[str, object]:
-    with open("/proc/self/stat", "rb") as file:
-        ticks = int(file.read().rpartition(b")")[2].split()[19])
-    return {
-        "pid": os.getpid(),
-        "start_time_ticks": ticks,
-        "protocol": protocol,
-        "local_port": local[1],
-        "remote_port": remote[1],
-        "sent": sent,
-        "received": received,
-    }
-
-
-class Child:
-    """A forked process that does something and tells what it moved."""
-
-    def __init__(self, work: Callable[[], Truth], fork: Callable[[], int] = os.fork) -> None:
-        self._told, telling = os.pipe()
-        self.pid = fork()
-        if self.pid == 0:
-            status = 1
-            try:
-                with os.fdopen(telling, "w") as pipe:
-                    json.dump(work(), pipe)
-                status = 0
-            except BaseException:
-                traceback.print_exc()
-                raise
-            finally:
-                os._exit(status)
-        os.close(telling)
-
-    def truth(self) -> Truth:
-        with os.fdopen(self._told) as pipe:
-            told: Truth = json.load(pipe)
-        os.waitpid(self.pid, 0)
-        return told
 
 
 def client(address: tuple[str, int], sizes: list[int], answer: int) -> Truth:
@@ -99,7 +48,7 @@ def client(address: tuple[str, int], sizes: list[int], answer: int) -> Truth:
     return truth
 
 
-def serve(sock: socket.socket, address: object, answer: int) -> dict[str, object]:
+def serve(sock: socket.socket, address: object, answer: int) -> Moved:
     """Takes a length-less request until the client has sent what its port says it will."""
     sock.settimeout(TIMEOUT_S)
     data = sock.recv(65536)
@@ -163,7 +112,7 @@ def reuseport() -> Truth:
             data, address = sockets[mine].recvfrom(65536)
             if len(data) == 1:
                 return truth
-            truth.append(moved("udp", (HOST, port), address, received=len(data)))
+            truth.append(moved("udp", (V4, port), address, received=len(data)))
 
     workers = [Child(lambda mine=mine: work(mine)) for mine in range(3)]
     for sock in sockets:
@@ -173,13 +122,13 @@ def reuseport() -> Truth:
     for size in range(1009, 1009 + 23):
         sock = udp_socket()
         held.append(sock)
-        sock.sendto(bytes(size), (HOST, port))
-        truth.append(moved("udp", sock.getsockname(), (HOST, port), size))
+        sock.sendto(bytes(size), (V4, port))
+        truth.append(moved("udp", sock.getsockname(), (V4, port), size))
     ended: set[int] = set()
     while len(ended) < len(workers):
         # Each datagram of one byte ends the worker that the kernel chooses for it.
         sock = udp_socket()
-        sock.sendto(b"x", (HOST, port))
+        sock.sendto(b"x", (V4, port))
         time.sleep(0.01)
         for worker in workers:
             if worker.pid not in ended and is_zombie(worker.pid):
@@ -244,7 +193,7 @@ def slow_connection() -> tuple[socket.socket, socket.socket, object, object]:
     """Two ends, of which the first can write far more than the second lets in, and their names."""
     listener = socket.socket()
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65_536)
-    listener.bind((HOST, 0))
+    listener.bind((V4, 0))
     listener.listen()
     listener.settimeout(TIMEOUT_S)
     sock = socket.socket()
@@ -289,7 +238,7 @@ def writers_in_turn() -> Truth:
         sock.sendall(bytes(size))
         return [moved("tcp", here, there, size)]
 
-    truth = Child(lambda: write(1_000_003)).truth()
+    truth = [moved("tcp", here, there), *Child(lambda: write(1_000_003)).truth()]
     truth += Child(lambda: write(700_001)).truth()
     received = receive(accepted, 1_700_004)
     return [*truth, moved("tcp", there, here, 0, received)]
@@ -315,7 +264,7 @@ def writers_by_turns() -> Truth:
         Child(lambda: write(two_reads, one_writes)),
     ]
     os.write(one_writes, b"x")
-    truth = [entry for child in children for entry in child.truth()]
+    truth = [moved("tcp", here, there), *together(*children)]
     return [*truth, moved("tcp", there, here, 0, receive(accepted, 2 * turns * size))]
 
 
@@ -362,7 +311,7 @@ def port_handover() -> Truth:
             sock.close()
             time.sleep(0.002)
             os.write(theirs, b"x")
-        return [moved("udp", (HOST, port), sink.getsockname(), turns * size)]
+        return [moved("udp", (V4, port), sink.getsockname(), turns * size)]
 
     one_reads, one_writes = os.pipe()
     two_reads, two_writes = os.pipe()
@@ -371,8 +320,7 @@ def port_handover() -> Truth:
         Child(lambda: turn(223, two_reads, one_writes)),
     ]
     os.write(one_writes, b"x")
-    truth = [entry for child in children for entry in child.truth()]
-    return truth + drain(sink, (HOST, port))
+    return together(*children) + drain(sink, (V4, port))
 
 
 def short_connections() -> Truth:
@@ -389,22 +337,16 @@ def short_connections() -> Truth:
     return truth
 
 
-SCENARIOS = {
-    function.__name__: function
-    for function in (
-        prefork,
-        fork_per_connection,
-        reuseport,
-        forked_udp_sender,
-        forked_tcp_sender,
-        writer_and_reader,
-        writers_in_turn,
-        writers_by_turns,
-        passed_socket,
-        port_handover,
-        short_connections,
-    )
-}
-
-if __name__ == "__main__":
-    print(json.dumps(SCENARIOS[sys.argv[1]]()))
+KINDS = (
+    prefork,
+    fork_per_connection,
+    reuseport,
+    forked_udp_sender,
+    forked_tcp_sender,
+    writer_and_reader,
+    writers_in_turn,
+    writers_by_turns,
+    passed_socket,
+    port_handover,
+    short_connections,
+)

@@ -12,12 +12,18 @@ import tempfile
 import time
 
 from tests.workloads import scene
+from tests.workloads.datagrams import MAPPED
 from tests.workloads.scene import (
     DISCARD,
+    LOOPBACK,
     V4,
     V4_OTHER,
+    Child,
     Handler,
+    Moved,
     Note,
+    Truth,
+    Way,
     connected,
     connection,
     exchange,
@@ -25,10 +31,11 @@ from tests.workloads.scene import (
     listener,
     moved,
     prepared,
+    receive,
+    take,
     tcp_moved,
-    when_told,
+    together,
 )
-from tests.workloads.sharing import Child, Truth, receive
 
 _SEND, _RECV = 26, 27  # IORING_OP_*
 _ASYNC = 1 << 4  # IOSQE_ASYNC: a worker thread does it
@@ -40,7 +47,7 @@ def tcp_duplex() -> Truth:
 
 
 def tcp_v4_mapped() -> Truth:
-    return connection(exchange(1009, 2003), exchange(2003, 1009), "::", "::ffff:127.0.0.1")
+    return connection(exchange(1009, 2003), exchange(2003, 1009), MAPPED)
 
 
 def data_before_accept() -> Truth:
@@ -77,43 +84,33 @@ def early_data(wait_s: float) -> Truth:
     sent.take()
     time.sleep(wait_s)
     go.give()
-    return clients.truth() + workers.truth()
+    return together(clients, workers)
 
 
-def never_accepted() -> Truth:
-    """Data for a listener that has not accepted it when the report is made."""
-    where, sent, end = Note(), Note(), Note()
+def send_file(size: int) -> Handler:
+    def use(sock: socket.socket) -> Moved:
+        with tempfile.TemporaryFile() as file:
+            file.write(bytes(size))
+            file.flush()
+            sent = 0
+            while sent < size:
+                sent += os.sendfile(sock.fileno(), file.fileno(), sent, size - sent)
+            return tcp_moved(sock, sent)
 
-    def client() -> Truth:
-        with connected(where.take()) as sock:
-            sock.sendall(bytes(1019))
-            sent.give(sock.getsockname())
-            end.take()
-            return [tcp_moved(sock, 1019)]
-
-    clients = Child(client)
-    with listener() as listening:
-        where.give(listening.getsockname())
-        peer = sent.take()
-        when_told()
-        end.give()
-        truth = clients.truth()
-        return [*truth, moved("tcp", listening.getsockname(), peer, received=1019)]
+    return use
 
 
 def sendfile() -> Truth:
-    def serve(sock: socket.socket) -> dict[str, object]:
-        with tempfile.TemporaryFile() as file:
-            file.write(bytes(30_011))
-            file.flush()
-            return tcp_moved(sock, os.sendfile(sock.fileno(), file.fileno(), 0, 30_011))
-
-    return connection(serve, lambda sock: tcp_moved(sock, received=receive(sock, 30_011)))
+    return connection(send_file(30_011), take(30_011))
 
 
 def splice() -> Truth:
     """A proxy that never sees the data: socket, pipe, socket."""
-    size = 20_011
+    return spliced(20_011, LOOPBACK)
+
+
+def spliced(size: int, by: Way) -> Truth:
+    """``by``: the way from the source, and to the sink, to the proxy, which is the server."""
     source_at, sink_at = Note(), Note()
 
     def source() -> Truth:
@@ -122,14 +119,14 @@ def splice() -> Truth:
             return [tcp_moved(sock, size)]
 
     def sink() -> Truth:
-        with listener() as listening:
+        with listener(by.client_address) as listening:
             sink_at.give(listening.getsockname())
             with listening.accept()[0] as sock:
                 return [tcp_moved(sock, received=receive(sock, size))]
 
     def proxy() -> Truth:
         reads, writes = os.pipe()
-        with listener() as listening:
+        with listener(by.server_address) as listening:
             source_at.give(listening.getsockname())
             with listening.accept()[0] as one, connected(sink_at.take()) as other:
                 left = size
@@ -141,8 +138,7 @@ def splice() -> Truth:
                         taken -= os.splice(reads, other.fileno(), taken)
                 return [tcp_moved(one, received=size), tcp_moved(other, size)]
 
-    children = [Child(source), Child(sink), Child(proxy)]
-    return [entry for child in children for entry in child.truth()]
+    return together(Child(source, by.client), Child(sink, by.client), Child(proxy, by.server))
 
 
 def ring(request_flags: int, ring_flags: int) -> tuple[Handler, Handler]:
@@ -156,16 +152,16 @@ def ring(request_flags: int, ring_flags: int) -> tuple[Handler, Handler]:
             raise OSError(-result, f"io_uring: {os.strerror(-result)}")
         return int(result)
 
-    def take(sock: socket.socket) -> dict[str, object]:
+    def receive_all(sock: socket.socket) -> Moved:
         buffer, received = ctypes.create_string_buffer(4096), 0
         while received < 3001:
             received += call(_RECV, sock, buffer, 4096)
         return tcp_moved(sock, received=received)
 
-    def give(sock: socket.socket) -> dict[str, object]:
+    def send(sock: socket.socket) -> Moved:
         return tcp_moved(sock, call(_SEND, sock, bytes(3001), 3001))
 
-    return take, give
+    return receive_all, send
 
 
 def io_uring() -> Truth:

@@ -1,0 +1,212 @@
+"""Holds what was reported against what the processes and the second witness say, to the byte.
+
+A flow is judged at the host, each direction for itself, at two layers. Payload: against what each
+process moved. Wire: against what the witness saw of the flow; there a name is right if it is that
+of one of the flow's users, since headers have no other owner.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+
+from tests.privileged.accuracy.setting import Leg
+from tests.privileged.lab import Count
+from tests.privileged.reporting import SIDES
+from tests.workloads.scene import HOST
+
+Truth = list[dict[str, Any]]
+Process = tuple[int, int]
+"""pid and start time, in ns since boot."""
+
+PAYLOAD, WIRE = "payload_bytes", "wire_bytes"
+LAYERS = (PAYLOAD, WIRE)
+_TICK_NS = 10_000_000
+_IP_HEADER_BYTES = {4: 20, 6: 40}
+
+
+class Flow(NamedTuple):
+    """Of the host's, as one of its sockets has it."""
+
+    protocol: str
+    local: tuple[str, int]
+    remote: tuple[str, int]
+
+
+class Share(NamedTuple):
+    """Bytes of what was counted by what was said of them, and what was counted too much or too
+    little, whoever was named. What no process moved is named rightly if nobody is."""
+
+    truth: int
+    named: int
+    wrong: int
+    unnamed: Counter[str]
+    error: int
+
+    @property
+    def is_exact(self) -> bool:
+        return (self.named, self.wrong, self.error) == (self.truth, 0, 0)
+
+
+Verdict = dict[str, Share]
+"""By layer."""
+
+
+def process_of(entry: Mapping[str, Any]) -> Process | None:
+    if entry["pid"] is None:
+        return None
+    return entry["pid"], entry["start_time_ticks"] * _TICK_NS
+
+
+def flow_of(entry: Mapping[str, Any]) -> Flow:
+    return Flow(entry["protocol"], tuple(entry["local"]), tuple(entry["remote"]))
+
+
+def named(row: Mapping[str, Any]) -> Process | None:
+    process = row["process"]
+    return (process["pid"], process["start_time_ns"]) if process else None
+
+
+def candidates(row: Mapping[str, Any]) -> set[Process]:
+    return {(each["pid"], each["start_time_ns"]) for each in row.get("candidates") or ()}
+
+
+class Evidence:
+    """A report's rows by flow, and the second witness's counts by leg."""
+
+    def __init__(self, report: Mapping[str, Any], legs: Mapping[Leg, Count]) -> None:
+        self.rows: dict[Flow, list[dict[str, Any]]] = {}
+        for row in report["flows"]:
+            local, remote = row["local"], row["remote"]
+            flow = Flow(
+                row["protocol"],
+                (local["address"], local["port"]),
+                (remote["address"], remote["port"]),
+            )
+            self.rows.setdefault(flow, []).append(row)
+        self._seen: Counter[tuple[object, ...]] = Counter()
+        self._packets: Counter[tuple[object, ...]] = Counter()
+        for leg, count in legs.items():
+            ends = leg.source, leg.target
+            if leg.protocol == "sctp":  # procnet tells it by address
+                ends = (leg.source[0], 0), (leg.target[0], 0)
+            self._seen[(leg.protocol, *ends)] += count.wire_bytes
+            self._packets[(leg.protocol, *ends)] += count.packets
+
+    def wire(self, flow: Flow) -> tuple[int, int]:
+        """(sent, received) wire bytes."""
+        out, back = self._ways(flow)
+        return self._seen[out], self._seen[back]
+
+    def payload_above_ip(self, flow: Flow) -> tuple[int, int]:
+        """(sent, received) bytes above the IP headers."""
+        header = _IP_HEADER_BYTES[6 if ":" in flow.local[0] else 4]
+        out, back = self._ways(flow)
+        return (
+            self._seen[out] - header * self._packets[out],
+            self._seen[back] - header * self._packets[back],
+        )
+
+    @staticmethod
+    def _ways(flow: Flow) -> tuple[tuple[object, ...], tuple[object, ...]]:
+        return (flow.protocol, flow.local, flow.remote), (flow.protocol, flow.remote, flow.local)
+
+
+def settled(truth: Truth) -> Truth:
+    """What was sent twice was moved twice, at both ends. All users of a connection tell of it."""
+    repeated: dict[Flow, int] = {}
+    for entry in truth:
+        flow = flow_of(entry)
+        repeated[flow] = max(repeated.get(flow, 0), entry.get("again", 0))
+    for flow, again in repeated.items():
+        back = Flow(flow.protocol, flow.remote, flow.local)
+        for side, ends in (("sent", flow), ("received", back)):
+            users = [entry for entry in truth if flow_of(entry) == ends]
+            if again and users:
+                max(users, key=lambda entry: entry[side])[side] += again
+    return [entry for entry in truth if entry["place"] == HOST]
+
+
+def judge(truth: Truth, evidence: Evidence) -> Verdict:
+    by_flow: dict[Flow, Truth] = {}
+    for entry in truth:
+        by_flow.setdefault(flow_of(entry), []).append(entry)
+    shares: dict[str, list[Share]] = {layer: [] for layer in LAYERS}
+    for flow, entries in by_flow.items():
+        rows = evidence.rows.get(flow, [])
+        for number, side in enumerate(SIDES):
+            payload = moved(entries, side)
+            if any(entry.get("by_witness") for entry in entries):
+                payload = Counter({process_of(entries[0]): evidence.payload_above_ip(flow)[number]})
+            if any(entry.get("shared") for entry in entries):
+                shares[PAYLOAD].append(
+                    share_of_all(entries, rows, side, PAYLOAD, max(payload.values()))
+                )
+            else:
+                shares[PAYLOAD].append(share_of_each(payload, rows, side))
+            told = [entry["wire"][number] for entry in entries if "wire" in entry]
+            wire_bytes = sum(told) if told else evidence.wire(flow)[number]
+            shares[WIRE].append(share_of_all(entries, rows, side, WIRE, wire_bytes))
+    return {layer: total(shares[layer]) for layer in LAYERS}
+
+
+def moved(entries: Truth, side: str) -> Counter[Process | None]:
+    found: Counter[Process | None] = Counter()
+    for entry in entries:
+        found[process_of(entry)] += entry[side]
+    return found
+
+
+def share_of_each(
+    truth: Counter[Process | None], rows: Iterable[Mapping[str, Any]], side: str
+) -> Share:
+    """Where it is known which process moved how much."""
+    found: Counter[Process | None] = Counter()
+    reasons: Counter[str] = Counter()
+    for row in rows:
+        found[named(row)] += row[side][PAYLOAD]
+        if row["process"] is None:
+            reasons[row["reason"]] += row[side][PAYLOAD]
+    right = {who: min(size, truth[who]) for who, size in found.items()}
+    # What was counted too often of one's own is an error of the count, and no wrong name.
+    surplus = max(0, found.total() - truth.total())
+    wrong = sum(size - right[who] for who, size in found.items() if who is not None)
+    of_users = sum(size - right[who] for who, size in found.items() if who in truth and who)
+    wrong -= min(surplus, of_users)
+    if None in truth:
+        reasons.clear()
+    return Share(
+        truth.total(), sum(right.values()) - (0 if None in truth else right.get(None, 0)), wrong,
+        reasons, abs(found.total() - truth.total()),
+    )  # fmt: skip
+
+
+def share_of_all(
+    entries: Truth, rows: Iterable[Mapping[str, Any]], side: str, layer: str, truth: int
+) -> Share:
+    """Where it is only known who had part in it. Of what several took at once, all are told."""
+    users = {process_of(entry) for entry in entries}
+    takers = {process_of(entry) for entry in entries if entry.get("shared")}
+    right = wrong = counted = 0
+    reasons: Counter[str] = Counter()
+    for row in rows:
+        size = row[side][layer]
+        counted += size
+        if named(row) in users or (takers and candidates(row) == takers):
+            right += size
+        elif row["process"] is None:
+            reasons[row["reason"]] += size
+        else:
+            wrong += size
+    return Share(truth, min(right, truth), wrong, reasons, abs(counted - truth))
+
+
+def total(shares: Iterable[Share]) -> Share:
+    found = Share(0, 0, 0, Counter(), 0)
+    for each in shares:
+        found = Share(
+            found.truth + each.truth, found.named + each.named, found.wrong + each.wrong,
+            found.unnamed + each.unnamed, found.error + each.error,
+        )  # fmt: skip
+    return found
