@@ -17,7 +17,7 @@ SECONDS ?= 10
 
 .DEFAULT_GOAL := help
 .PHONY: help run test lint test-unit test-privileged test-vm test-pcap-ct fuzz bench bench-parts \
-	clean ready-run ready-test ready-fuzz ready-bench ready-vm ready-pcap-ct
+	accuracy clean ready-run ready-test ready-fuzz ready-bench ready-vm ready-pcap-ct
 
 help:  ## say what there is
 	@echo 'procnet: which process does every byte on the network belong to?'
@@ -60,7 +60,10 @@ bench: ready-bench  ## measure what counting costs, against nethogs and tcpdump 
 	@$(PYTHON) -m benchmarks.plot build/benchmarks/engines.json build/benchmarks/engines.png
 
 bench-parts: ready-test  ## measure the parts: the other files of benchmarks/ (churn and soak by hand)
-	@$(call measure,$(filter-out $(BENCHMARKS) churn plot soak,$(basename $(notdir $(wildcard benchmarks/*.py)))))
+	@$(call measure,$(filter-out $(BENCHMARKS) accuracy churn plot soak,$(basename $(notdir $(wildcard benchmarks/*.py)))))
+
+accuracy: ready-bench  ## whose is every byte, by each engine and rung, and by nethogs? (5 minutes)
+	$(SUDO) $(PYTHON) -m benchmarks.accuracy
 
 clean:  ## remove what was built, the virtual environments too
 	rm -rf build dist *.egg-info .venv .venv-pcap-ct .mypy_cache .ruff_cache .pytest_cache .hypothesis

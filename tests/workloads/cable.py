@@ -23,6 +23,7 @@ from tests.workloads.scene import (
     connection,
     datagrams,
     down,
+    dwelling,
     exchange,
     give,
     kernels,
@@ -126,7 +127,7 @@ def many_small_connections() -> Truth:
             with connected(target) as sock:
                 sock.sendall(bytes(size))
                 truth.append(tcp_moved(sock, size, receive(sock, 11)))
-        return truth
+        return dwelling(truth)
 
     return together(Child(server, PEER), Child(client))
 
@@ -151,7 +152,7 @@ def parallel_burst() -> Truth:
     def client(size: int) -> Truth:
         with connected(where.take()) as sock:
             go.take()
-            return [give(size)(sock)]
+            return dwelling([give(size)(sock)])
 
     servers = Child(server, PEER)
     clients = [Child(lambda size=size: client(size)) for size in sizes]
@@ -213,7 +214,8 @@ def ask(by: Way, question: int, answer: int, number: int = 23) -> Truth:
                 data, sender = sock.recvfrom(65535)
                 assert len(data) == question
                 sock.sendto(bytes(answer), sender)
-            return [moved("udp", sock.getsockname(), sender, number * answer, number * question)]
+            moved_all = moved("udp", sock.getsockname(), sender, number * answer, number * question)
+            return dwelling([moved_all])
 
     def client() -> Truth:
         target = at.take()
@@ -221,7 +223,8 @@ def ask(by: Way, question: int, answer: int, number: int = 23) -> Truth:
             for _ in range(number):
                 sock.sendto(bytes(question), target)
                 assert len(sock.recv(65535)) == answer
-            return [moved("udp", sock.getsockname(), target, number * question, number * answer)]
+            moved_all = moved("udp", sock.getsockname(), target, number * question, number * answer)
+            return dwelling([moved_all])
 
     return together(Child(server, by.server), Child(client, by.client))
 
@@ -287,14 +290,15 @@ def to_group(by: Way, size: int) -> Truth:
             sock.setsockopt(socket.IPPROTO_IP, socket.IP_ADD_MEMBERSHIP, group)
             at.give(sock.getsockname())
             data, sender = sock.recvfrom(65535)
-            return [moved("udp", sock.getsockname(), sender, received=len(data))]
+            return dwelling([moved("udp", sock.getsockname(), sender, received=len(data))])
 
     def send() -> Truth:
         target = at.take()
         with udp(by.client_address) as sock:
             interface = socket.inet_aton(by.client_address)
             sock.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_IF, interface)
-            return [moved("udp", sock.getsockname(), target, sock.sendto(bytes(size), target))]
+            sent = sock.sendto(bytes(size), target)
+            return dwelling([moved("udp", sock.getsockname(), target, sent)])
 
     return together(Child(member, by.server), Child(send, by.client))
 

@@ -8,7 +8,6 @@ import struct
 
 from tests.workloads import scene
 from tests.workloads.scene import (
-    LOOPBACK,
     V4_OTHER,
     V6,
     V6_OTHER,
@@ -16,6 +15,7 @@ from tests.workloads.scene import (
     Note,
     Truth,
     Way,
+    dwelling,
     family_of,
     kernels,
     moved,
@@ -57,10 +57,8 @@ def ping(size: int, kind: int, by: Way) -> Truth:
         received = len(data) - _ICMP_BYTES
         on_each = headers_bytes + size, headers_bytes + received
         answerer = {**kernels(name, there, here, received, size), "place": by.server}
-        return [
-            on_wire(moved(name, here, there, size, received), *on_each),
-            on_wire(answerer, *reversed(on_each)),
-        ]
+        asker = moved(name, here, there, size, received)
+        return dwelling([on_wire(asker, *on_each), on_wire(answerer, *reversed(on_each))])
 
     return Child(call, by.client).truth()
 
@@ -130,13 +128,14 @@ def raw(size: int, by: Way) -> Truth:
         with raw_socket(by.server_address) as sock:
             ready.give()
             received = len(sock.recv(65535)) - 20
-            return [on_wire(moved("ip-253", there, here, received=received), 0, 20 + received)]
+            entry = moved("ip-253", there, here, received=received)
+            return dwelling([on_wire(entry, 0, 20 + received)])
 
     def send() -> Truth:
         with raw_socket(by.client_address) as sock:
             ready.take()
             sent = sock.sendto(bytes(size), there)
-            return [on_wire(moved("ip-253", here, there, sent), 20 + sent, 0)]
+            return dwelling([on_wire(moved("ip-253", here, there, sent), 20 + sent, 0)])
 
     return together(Child(take, by.server), Child(send, by.client))
 
@@ -150,7 +149,7 @@ def raw_socket(host: str) -> socket.socket:
 
 def sctp() -> Truth:
     """An association over loopback, counted by addresses."""
-    return associated(LOOPBACK)
+    return associated(OTHER)
 
 
 def cable_sctp() -> Truth:

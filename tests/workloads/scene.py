@@ -10,6 +10,7 @@ import os
 import socket
 import struct
 import threading
+import time
 import traceback
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
@@ -44,11 +45,13 @@ class World(NamedTuple):
     """The program of short_lived.c."""
     missing: dict[str, str]
     """Ways that cannot be had here, and why."""
+    dwell_s: float
+    """How long who has moved all there was stays, with its sockets open: for those who look."""
 
 
 calls: ctypes.PyDLL
 """calls.c, compiled; like the world it is set by who plays the scenes."""
-world = World({}, {}, "", "", "", {})
+world = World({}, {}, "", "", "", {}, 0.0)
 
 
 class NotHere(Exception):
@@ -115,6 +118,11 @@ class Child:
             told: Truth = json.load(pipe)
         os.waitpid(self.pid, 0)
         return told
+
+
+def dwelling(truth: Truth) -> Truth:
+    time.sleep(world.dwell_s)
+    return truth
 
 
 def together(*children: Child) -> Truth:
@@ -274,11 +282,11 @@ def connection(serve: Handler, use: Handler, by: Way = LOOPBACK) -> Truth:
         listening = listener(by.bound_address or by.server_address)
         where.give([by.server_address, listening.getsockname()[1]])
         with listening.accept()[0] as sock:
-            return [serve(sock)]
+            return dwelling([serve(sock)])
 
     def client() -> Truth:
         with connected(where.take()) as sock:
-            return [use(sock)]
+            return dwelling([use(sock)])
 
     return together(Child(server, by.server), Child(client, by.client))
 
@@ -329,7 +337,7 @@ def datagrams(send: Send, take: Take, by: Way = LOOPBACK, *, connect: bool = Fal
             if connect:
                 sock.connect(sender)
             ready.give()
-            return [moved("udp", at, sender, received=take(sock))]
+            return dwelling([moved("udp", at, sender, received=take(sock))])
 
     def sender() -> Truth:
         with udp(by.client_address) as sock:
@@ -338,7 +346,7 @@ def datagrams(send: Send, take: Take, by: Way = LOOPBACK, *, connect: bool = Fal
             if connect:
                 sock.connect(target)
             ready.take()
-            return [moved("udp", sock.getsockname(), target, send(sock, target))]
+            return dwelling([moved("udp", sock.getsockname(), target, send(sock, target))])
 
     return together(Child(sink, by.server), Child(sender, by.client))
 

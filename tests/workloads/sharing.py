@@ -17,7 +17,9 @@ from tests.workloads.scene import (
     Truth,
     moved,
     receive,
+    tcp_moved,
     together,
+    with_repeated,
 )
 
 SO_SNDBUFFORCE = 32  # include/uapi/asm-generic/socket.h
@@ -44,7 +46,7 @@ def client(address: tuple[str, int], sizes: list[int], answer: int) -> Truth:
         with socket.create_connection(address, TIMEOUT_S) as sock:
             sock.sendall(bytes(size))
             received = receive(sock, answer)
-            truth.append(moved("tcp", sock.getsockname(), address, size, received))
+            truth.append(tcp_moved(sock, size, received))
     return truth
 
 
@@ -53,7 +55,7 @@ def serve(sock: socket.socket, address: object, answer: int) -> Moved:
     sock.settimeout(TIMEOUT_S)
     data = sock.recv(65536)
     sock.sendall(bytes(answer))
-    return moved("tcp", sock.getsockname(), address, answer, len(data))
+    return with_repeated(sock, moved("tcp", sock.getsockname(), address, answer, len(data)))
 
 
 def prefork() -> Truth:
@@ -66,7 +68,7 @@ def prefork() -> Truth:
             sock, address = listener.accept()
             with sock:
                 if sock.recv(1, socket.MSG_PEEK) == b"":
-                    return truth
+                    return [*truth, tcp_moved(sock)]
                 truth.append(serve(sock, address, 503))
 
     workers = [Child(work) for _ in range(3)]
@@ -110,9 +112,9 @@ def reuseport() -> Truth:
                 sock.close()
         while True:
             data, address = sockets[mine].recvfrom(65536)
+            truth.append(moved("udp", (V4, port), address, received=len(data)))
             if len(data) == 1:
                 return truth
-            truth.append(moved("udp", (V4, port), address, received=len(data)))
 
     workers = [Child(lambda mine=mine: work(mine)) for mine in range(3)]
     for sock in sockets:
@@ -224,8 +226,8 @@ def writer_and_reader() -> Truth:
     received += receive(accepted, 2_000_003 - received)
     return [
         *writer.truth(),
-        moved("tcp", here, there, 0, taken),
-        moved("tcp", there, here, taken, received),
+        with_repeated(sock, moved("tcp", here, there, 0, taken)),
+        with_repeated(accepted, moved("tcp", there, here, taken, received)),
     ]
 
 
@@ -238,10 +240,11 @@ def writers_in_turn() -> Truth:
         sock.sendall(bytes(size))
         return [moved("tcp", here, there, size)]
 
-    truth = [moved("tcp", here, there), *Child(lambda: write(1_000_003)).truth()]
+    truth = Child(lambda: write(1_000_003)).truth()
     truth += Child(lambda: write(700_001)).truth()
     received = receive(accepted, 1_700_004)
-    return [*truth, moved("tcp", there, here, 0, received)]
+    connector = with_repeated(sock, moved("tcp", here, there))
+    return [connector, *truth, moved("tcp", there, here, 0, received)]
 
 
 def writers_by_turns() -> Truth:
@@ -264,8 +267,10 @@ def writers_by_turns() -> Truth:
         Child(lambda: write(two_reads, one_writes)),
     ]
     os.write(one_writes, b"x")
-    truth = [moved("tcp", here, there), *together(*children)]
-    return [*truth, moved("tcp", there, here, 0, receive(accepted, 2 * turns * size))]
+    truth = together(*children)
+    received = receive(accepted, 2 * turns * size)
+    connector = with_repeated(sock, moved("tcp", here, there))
+    return [connector, *truth, moved("tcp", there, here, 0, received)]
 
 
 def passed_socket() -> Truth:

@@ -26,6 +26,7 @@ from tests.workloads.scene import (
     Way,
     connected,
     connection,
+    dwelling,
     exchange,
     kernels,
     listener,
@@ -136,7 +137,7 @@ def spliced(size: int, by: Way) -> Truth:
                     left -= taken
                     while taken:
                         taken -= os.splice(reads, other.fileno(), taken)
-                return [tcp_moved(one, received=size), tcp_moved(other, size)]
+                return dwelling([tcp_moved(one, received=size), tcp_moved(other, size)])
 
     return together(Child(source, by.client), Child(sink, by.client), Child(proxy, by.server))
 

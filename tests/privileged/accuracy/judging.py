@@ -75,8 +75,11 @@ def candidates(row: Mapping[str, Any]) -> set[Process]:
 class Evidence:
     """A report's rows by flow, and the second witness's counts by leg."""
 
-    def __init__(self, report: Mapping[str, Any], legs: Mapping[Leg, Count]) -> None:
-        self.rows: dict[Flow, list[dict[str, Any]]] = {}
+    def __init__(
+        self, report: Mapping[str, Any], legs: Mapping[Leg, Count], host: int, inner: int
+    ) -> None:
+        self._host, self._inner = host, inner
+        self._rows: dict[tuple[int, Flow], list[dict[str, Any]]] = {}
         for row in report["flows"]:
             local, remote = row["local"], row["remote"]
             flow = Flow(
@@ -84,7 +87,7 @@ class Evidence:
                 (local["address"], local["port"]),
                 (remote["address"], remote["port"]),
             )
-            self.rows.setdefault(flow, []).append(row)
+            self._rows.setdefault((row["netns"], flow), []).append(row)
         self._seen: Counter[tuple[object, ...]] = Counter()
         self._packets: Counter[tuple[object, ...]] = Counter()
         for leg, count in legs.items():
@@ -93,6 +96,16 @@ class Evidence:
                 ends = (leg.source[0], 0), (leg.target[0], 0)
             self._seen[(leg.protocol, *ends)] += count.wire_bytes
             self._packets[(leg.protocol, *ends)] += count.packets
+
+    def rows(self, entry: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """Those of its flow: where it is told, or where its process is."""
+        protocol, local, remote = flow_of(entry)
+        found = self._rows.get((self._host, Flow(protocol, local, remote)), [])
+        if not found and "inside" in entry:
+            found = self._rows.get(
+                (self._inner, Flow(protocol, tuple(entry["inside"]), remote)), []
+            )
+        return found
 
     def wire(self, flow: Flow) -> tuple[int, int]:
         """(sent, received) wire bytes."""
@@ -124,7 +137,9 @@ def settled(truth: Truth) -> Truth:
         for side, ends in (("sent", flow), ("received", back)):
             users = [entry for entry in truth if flow_of(entry) == ends]
             if again and users:
-                max(users, key=lambda entry: entry[side])[side] += again
+                most = max(users, key=lambda entry: entry[side])
+                most[side] += again
+                most[f"{side}_again"] = again
     return [entry for entry in truth if entry["place"] == HOST]
 
 
@@ -134,7 +149,7 @@ def judge(truth: Truth, evidence: Evidence) -> Verdict:
         by_flow.setdefault(flow_of(entry), []).append(entry)
     shares: dict[str, list[Share]] = {layer: [] for layer in LAYERS}
     for flow, entries in by_flow.items():
-        rows = evidence.rows.get(flow, [])
+        rows = evidence.rows(entries[0])
         for number, side in enumerate(SIDES):
             payload = moved(entries, side)
             if any(entry.get("by_witness") for entry in entries):
@@ -144,7 +159,8 @@ def judge(truth: Truth, evidence: Evidence) -> Verdict:
                     share_of_all(entries, rows, side, PAYLOAD, max(payload.values()))
                 )
             else:
-                shares[PAYLOAD].append(share_of_each(payload, rows, side))
+                again = sum(entry.get(f"{side}_again", 0) for entry in entries)
+                shares[PAYLOAD].append(share_of_each(payload, rows, side, again))
             told = [entry["wire"][number] for entry in entries if "wire" in entry]
             wire_bytes = sum(told) if told else evidence.wire(flow)[number]
             shares[WIRE].append(share_of_all(entries, rows, side, WIRE, wire_bytes))
@@ -159,9 +175,12 @@ def moved(entries: Truth, side: str) -> Counter[Process | None]:
 
 
 def share_of_each(
-    truth: Counter[Process | None], rows: Iterable[Mapping[str, Any]], side: str
+    truth: Counter[Process | None], rows: Iterable[Mapping[str, Any]], side: str, again: int
 ) -> Share:
-    """Where it is known which process moved how much."""
+    """Where it is known which process moved how much.
+
+    ``again``: so many bytes were sent a second time, and of several users it is not known whose.
+    """
     found: Counter[Process | None] = Counter()
     reasons: Counter[str] = Counter()
     for row in rows:
@@ -173,7 +192,7 @@ def share_of_each(
     surplus = max(0, found.total() - truth.total())
     wrong = sum(size - right[who] for who, size in found.items() if who is not None)
     of_users = sum(size - right[who] for who, size in found.items() if who in truth and who)
-    wrong -= min(surplus, of_users)
+    wrong -= min(surplus + again, of_users)
     if None in truth:
         reasons.clear()
     return Share(

@@ -40,15 +40,18 @@ class Performance(NamedTuple):
     scenes: dict[str, Scene]
     legs: dict[Leg, Count]
     bystander_pid: int
+    host: int
+    """The inode of its namespace, and of the one behind it."""
+    inner: int
 
 
 class Players:
     """The processes of some scenes, one scene after the other, from their start in the host."""
 
-    def __init__(self, setting: Setting, *names: str) -> None:
+    def __init__(self, setting: Setting, dwell_s: float, *names: str) -> None:
         program = [sys.executable, "-S", "-E", "-m", "tests.workloads.scenarios"]
         self._process = setting.host.popen(
-            [*program, str(setting.programs.calls), setting.world, *names],
+            [*program, str(setting.programs.calls), setting.world(dwell_s), *names],
             cwd=TOP, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
         )  # fmt: skip
 
@@ -75,22 +78,30 @@ def perform(
     watch: Callable[[], Watcher],
     stop: Callable[[Watcher], Said],
     names: Iterable[str] = ALL,
+    *,
+    dwell_s: float = 0.0,
+    lanes: int = 1,
 ) -> tuple[Performance, Said]:
-    """Some scenes, what was seen of them, and what the watcher said."""
+    """Some scenes, what was seen of them, and what the watcher said.
+
+    So many at the same time as there are ``lanes``.
+    """
     wanted = set(names)
-    bystander = Players(setting, _BYSTANDER)
-    before = [Players(setting, name) for name in BEFORE if name in wanted]
+    bystander = Players(setting, dwell_s, _BYSTANDER)
+    before = [Players(setting, dwell_s, name) for name in BEFORE if name in wanted]
     for each in (bystander, *before):
         each.wait_until_ready()
     unwatched = setting.settle()
     watcher = watch()
-    beyond = [Players(setting, name) for name in BEYOND if name in wanted]
+    beyond = [Players(setting, dwell_s, name) for name in BEYOND if name in wanted]
     for each in beyond:
         each.wait_until_ready()
     scenes: dict[str, Scene] = {}
     for each in before:
         scenes |= each.scenes()
-    scenes |= Players(setting, *(name for name in SCENARIOS if name in wanted)).scenes()
+    played = [name for name in SCENARIOS if name in wanted]
+    for each in [Players(setting, dwell_s, *played[lane::lanes]) for lane in range(lanes)]:
+        scenes |= each.scenes()
     legs = setting.settle()
     said = stop(watcher)
     for each in beyond:
@@ -101,4 +112,5 @@ def perform(
         for leg, count in legs.items()
         for before in [unwatched.get(leg, Count(0, 0))]
     }
-    return Performance(scenes, seen, watched.truth[0]["pid"]), said
+    inodes = setting.host.inode, setting.inner.inode
+    return Performance(scenes, seen, watched.truth[0]["pid"], *inodes), said

@@ -95,8 +95,7 @@ class Setting:
         """Those that are watched."""
         return [device for device, *_ in self._tables]
 
-    @property
-    def world(self) -> str:
+    def world(self, dwell_s: float) -> str:
         """For scenarios.py."""
         places = {HOST: self.host, PEER: self.peer, INNER: self.inner}
         addresses = {
@@ -109,7 +108,7 @@ class Setting:
         mac = self.host.run(["cat", f"/sys/class/net/{DEVICE}/address"]).strip()
         paths = {name: str(place.path) for name, place in places.items()}
         program = str(self.programs.short_lived)
-        world = World(paths, addresses, DEVICE, mac, program, self.missing)
+        world = World(paths, addresses, DEVICE, mac, program, self.missing, dwell_s)
         return json.dumps(world._asdict())
 
     def legs(self) -> dict[Leg, Count]:
