@@ -1,6 +1,7 @@
 """Which process does every byte belong to: by procnet on each rung of this host, and by its peers?
 
-    sudo .venv/bin/python -m benchmarks.accuracy [--only TEXT]… [--save build/accuracy]
+    sudo .venv/bin/python -m benchmarks.accuracy [--only TEXT]… [--scene NAME]…
+        [--rounds 1] [--save build/accuracy]
 
 Each watches the same scenes (tests/workloads/scenarios.py) in network namespaces of its own. Their
 processes count what they move, nftables counts what crosses the devices. A table is saved as text,
@@ -83,6 +84,10 @@ Results = dict[str, dict[str, Result]]
 """By watcher, by scene."""
 
 
+def shame(result: Result) -> tuple[object, ...]:
+    return (bool(result.failed), *max(map(badness, result.verdict.values())))
+
+
 def badness(share: Share) -> tuple[float, float, float]:
     truth = max(share.truth, 1)
     return share.wrong / truth, share.error / truth, (share.truth - share.named) / truth
@@ -96,14 +101,25 @@ def percent(share: float) -> str:
     return f"{number:.2g} %" if number < 10 else f"{number:.4g} %"
 
 
-def play(setting: Setting, watcher: Watcher, names: Iterable[str]) -> dict[str, Result]:
+def play(
+    setting: Setting, watcher: Watcher, names: Iterable[str], rounds: int
+) -> dict[str, Result]:
+    """Of so many rounds the worst of each scene."""
+    found: dict[str, Result] = {}
+    for _ in range(rounds):
+        for name, result in play_once(setting, watcher, names).items():
+            found[name] = max(found.get(name, result), result, key=shame)
+    return {name: found[name] for name in ALL if name in found}
+
+
+def play_once(setting: Setting, watcher: Watcher, names: Iterable[str]) -> dict[str, Result]:
     performance, said = perform(
         setting, lambda: watcher.watch(setting), watcher.stop, names, dwell_s=DWELL_S, lanes=LANES
     )
     judge = watcher.read(said, performance)
     return {
         name: Result(judge(scene), scene.not_applicable, scene.failed)
-        for name, scene in sorted(performance.scenes.items(), key=lambda each: ALL.index(each[0]))
+        for name, scene in performance.scenes.items()
     }
 
 
@@ -225,6 +241,8 @@ def shortcomings(results: Results) -> list[str]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--only", action="append", default=[], help="who has this in the name")
+    parser.add_argument("--scene", action="append", choices=ALL, help="not all of them")
+    parser.add_argument("--rounds", type=int, default=1, help="the worst of each scene counts")
     parser.add_argument("--save", type=Path, default=SAVE, help="without the suffix")
     arguments = parser.parse_args()
     wanted = [
@@ -243,7 +261,9 @@ def main() -> int:
                     absent[watcher.name] = why
                     continue
                 print(f"{watcher.name} …", flush=True)
-                results[watcher.name] = play(setting, watcher, ALL)
+                results[watcher.name] = play(
+                    setting, watcher, arguments.scene or ALL, arguments.rounds
+                )
     text = f"{as_text(matrix(results))}\n{as_text(summary(results))}"
     print(f"\n{text}\n{time.monotonic() - began_s:.0f} s")
     arguments.save.parent.mkdir(parents=True, exist_ok=True)
