@@ -143,28 +143,48 @@ def settled(truth: Truth) -> Truth:
     return [entry for entry in truth if entry["place"] == HOST]
 
 
+def at_sockets(truth: Truth) -> Truth:
+    """What there is to be counted at sockets: what processes moved, once for each that took it."""
+    return [{**entry, "by_each": True} for entry in truth if entry["pid"] is not None]
+
+
 def judge(truth: Truth, evidence: Evidence) -> Verdict:
     by_flow: dict[Flow, Truth] = {}
     for entry in truth:
         by_flow.setdefault(flow_of(entry), []).append(entry)
     shares: dict[str, list[Share]] = {layer: [] for layer in LAYERS}
-    for flow, entries in by_flow.items():
-        rows = evidence.rows(entries[0])
-        for number, side in enumerate(SIDES):
-            payload = moved(entries, side)
-            if any(entry.get("by_witness") for entry in entries):
-                payload = Counter({process_of(entries[0]): evidence.payload_above_ip(flow)[number]})
-            if any(entry.get("shared") for entry in entries):
-                shares[PAYLOAD].append(
-                    share_of_all(entries, rows, side, PAYLOAD, max(payload.values()))
-                )
-            else:
-                again = sum(entry.get(f"{side}_again", 0) for entry in entries)
-                shares[PAYLOAD].append(share_of_each(payload, rows, side, again))
-            told = [entry["wire"][number] for entry in entries if "wire" in entry]
-            wire_bytes = sum(told) if told else evidence.wire(flow)[number]
-            shares[WIRE].append(share_of_all(entries, rows, side, WIRE, wire_bytes))
+    for entries in by_flow.values():
+        for number in range(len(SIDES)):
+            shares[PAYLOAD].append(payload_share(entries, evidence, number))
+            shares[WIRE].append(wire_share(entries, evidence, number))
     return {layer: total(shares[layer]) for layer in LAYERS}
+
+
+def payload_share(entries: Truth, evidence: Evidence, number: int) -> Share:
+    """Of one direction of one flow."""
+    side, rows = SIDES[number], evidence.rows(entries[0])
+    payload = moved(entries, side)
+    if entries[0].get("by_witness"):
+        size = evidence.payload_above_ip(flow_of(entries[0]))[number]
+        payload = Counter({process_of(entries[0]): size})
+    if entries[0].get("shared"):
+        size = max(payload.values()) * times(entries)
+        return share_of_all(entries, rows, side, PAYLOAD, size)
+    again = sum(entry.get(f"{side}_again", 0) for entry in entries)
+    return share_of_each(payload, rows, side, again)
+
+
+def wire_share(entries: Truth, evidence: Evidence, number: int) -> Share:
+    """The same on the wire."""
+    side, rows = SIDES[number], evidence.rows(entries[0])
+    told = [entry["wire"][number] for entry in entries if "wire" in entry]
+    size = sum(told) if told else evidence.wire(flow_of(entries[0]))[number]
+    return share_of_all(entries, rows, side, WIRE, size * times(entries))
+
+
+def times(entries: Truth) -> int:
+    """How often what several took is counted."""
+    return len(entries) if entries[0].get("shared") and entries[0].get("by_each") else 1
 
 
 def moved(entries: Truth, side: str) -> Counter[Process | None]:

@@ -15,7 +15,15 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from procnet.ladder import COUNTING_CHOICES
-from tests.privileged.accuracy.judging import Evidence, Flow, Share, Verdict, flow_of, judge
+from tests.privileged.accuracy.judging import (
+    Evidence,
+    Flow,
+    Share,
+    Verdict,
+    at_sockets,
+    flow_of,
+    judge,
+)
 from tests.privileged.accuracy.playing import Performance, Scene
 from tests.privileged.accuracy.setting import LOOPBACK, TUN, Leg, Setting
 from tests.privileged.lab import DEVICE, Count
@@ -77,10 +85,13 @@ class Procnet(NamedTuple):
 
     def read(self, said: Mapping[str, Any], performance: Performance) -> Judge:
         evidence = Evidence(said, performance.legs, performance.host, performance.inner)
-        return lambda scene: judge(scene.truth, evidence)
+        of_sockets = self.counting == "socket"
+        return lambda scene: judge(at_sockets(scene.truth) if of_sockets else scene.truth, evidence)
 
     def _arguments(self, devices: list[str]) -> list[str]:
         interfaces = [word for each in devices for word in ("--interface", each)]
+        if self.counting == "socket":
+            interfaces = []  # it counts in every namespace, and on none
         return ["report", *interfaces, "--kernel", self.kernel, "--counting", self.counting]
 
 
