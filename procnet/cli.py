@@ -143,6 +143,10 @@ def _add_sources(parser: argparse.ArgumentParser) -> None:
         "--interface", action="append", metavar="IF",
         help="repeatable; default: every one that is up with an own address, and lo",
     )  # fmt: skip
+    parser.add_argument(
+        "--containers", choices=ladder.CONTAINERS_CHOICES, default="auto",
+        help="name processes in other network namespaces; auto: where this one forwards packets",
+    )  # fmt: skip
     _add_rungs(parser)
 
 
@@ -178,6 +182,7 @@ def _monitor(arguments: argparse.Namespace, interval_s: float = 1.0) -> procnet.
         interval_s=interval_s,
         kernel=arguments.kernel,
         counting=arguments.counting,
+        containers=arguments.containers,
     )
 
 

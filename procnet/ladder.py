@@ -10,10 +10,11 @@ from procnet.capture import handle
 from procnet.errors import UnsupportedError, UsageError
 from procnet.features import no, unknown
 from procnet.model import Feature, Features, Support
-from procnet.sockets import diag, procfs
+from procnet.sockets import conntrack, diag, procfs
 
 KERNEL_CHOICES = ("auto", "core", "kprobe", "off")
 COUNTING_CHOICES = ("auto", "kernel", "socket", "python")
+CONTAINERS_CHOICES = ("auto", "on", "off")
 
 _NOT_BUILT = "this version of procnet does not have it yet"
 # Who says who, the best first. Looking always remains: a user without privilege still sees the
@@ -32,11 +33,12 @@ _LOOKING = ("sock_diag", "proc")
 _OWNERS_FOR_KERNEL_COUNTING = "core"
 
 
-def check_choices(kernel: str, counting: str) -> None:
+def check_choices(kernel: str, counting: str, containers: str = "auto") -> None:
     """Raises ``UsageError`` for a rung that there is no such thing as."""
     for name, value, choices in (
         ("kernel", kernel, KERNEL_CHOICES),
         ("counting", counting, COUNTING_CHOICES),
+        ("containers", containers, CONTAINERS_CHOICES),
     ):
         if value not in choices:
             raise UsageError(f"{name} must be one of {', '.join(choices)}, not {value!r}")
@@ -105,7 +107,10 @@ def _features(kernel: str, counting: str, *, every: bool) -> Features:
     counted_by = "python" if counting == "python" or by_kernel.support is Support.NO else "kernel"
     if python.support is Support.NO:
         counted_by = ""
-    return Features(counted_by, owners or "proc", (by_kernel, by_socket, python, *tried))
+    rungs = (by_kernel, by_socket, python, *tried)
+    if every:
+        rungs = (*rungs, conntrack.probe())
+    return Features(counted_by, owners or "proc", rungs)
 
 
 def _kernel_counting(counting: str, owners: str, *, every: bool) -> Feature:

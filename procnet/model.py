@@ -15,12 +15,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-ICMP = 1
-TCP = 6
-UDP = 17
-ICMP6 = 58
-SCTP = 132
-UDPLITE = 136
+ICMP, TCP, UDP, ICMP6, SCTP, UDPLITE = 1, 6, 17, 58, 132, 136
 
 _PROTOCOL_NAMES = {
     ICMP: "icmp", 2: "igmp", 4: "ipip", TCP: "tcp", UDP: "udp", 41: "ipv6", 47: "gre", 50: "esp",
@@ -176,6 +171,15 @@ class FlowCount(NamedTuple):
 
 Ends = tuple[int, bytes, int, bytes, int]
 """Protocol, source, source port, destination and destination port, as a packet has them."""
+
+
+class Translation(NamedTuple):
+    """A connection that this host translates (NAT): its ends on the side of the one who began it,
+    who is the source, and on the other. ``id``: the kernel's, for as long as it is kept."""
+
+    id: int
+    near: Ends
+    far: Ends
 
 
 CountedEnds = tuple[bytes, bytes, bytes, bytes, int, int, int, bool, int]
@@ -356,6 +360,8 @@ class Loss:
     processes_lost: int = 0
     """Times that a process could not be described because the ring was full: if it has ended, its
     name may be all that is known."""
+    translations_lost: int = 0
+    """Times that the kernel could not tell of all translated connections, or a table was full."""
     interrupted_captures: int = 0
     """Times an interface went away and its capture had to be opened anew."""
     failures: int = 0

@@ -24,6 +24,7 @@ from procnet.ledger.flows import MAX_FLOWS
 from procnet.ledger.ledger import Account, Ledger
 from procnet.model import Features, FlowCount, Loss, SocketScan
 from procnet.report.report import Report, build_report
+from procnet.translated import may_be_elsewhere
 from procnet.witnesses import Witnesses, open_hooks
 
 TICK_S = 0.1
@@ -52,7 +53,8 @@ class Monitor:
     ``interfaces``: names, or None for every interface that is up and carries this host's own
     addresses, and ``lo``. ``interval_s``: length of the reports that iterating gives, in seconds.
     ``kernel`` (auto, core, kprobe, off) and ``counting`` (auto, kernel, socket, python) force a
-    rung of the ladder. ``max_flows``: flow rows held at most; totals stay exact beyond it.
+    rung of the ladder. ``containers`` (auto, on, off): name processes of other network namespaces;
+    auto: where this one forwards packets. ``max_flows``: rows held at most; totals stay exact.
 
     Making one does nothing. ``start()``, or entering it as a context, raises ``CaptureError`` for
     an interface that cannot be read, ``AccessError`` where a privilege is missing, and
@@ -66,6 +68,7 @@ class Monitor:
         interval_s: float = 1.0,
         kernel: str = "auto",
         counting: str = "auto",
+        containers: str = "auto",
         max_flows: int = MAX_FLOWS,
     ) -> None:
         if isinstance(interfaces, str):
@@ -74,10 +77,10 @@ class Monitor:
             raise UsageError(f"interval_s must be a positive number of seconds, not {interval_s!r}")
         if max_flows < 1:
             raise UsageError(f"max_flows must be at least 1, not {max_flows!r}")
-        ladder.check_choices(kernel, counting)
+        ladder.check_choices(kernel, counting, containers)
         self._names = None if interfaces is None else tuple(interfaces)
         self._interval_s = interval_s
-        self._kernel, self._counting = kernel, counting
+        self._kernel, self._counting, self._containers = kernel, counting, containers
         self._lock = threading.Lock()
         self._stopping = threading.Event()
         self._stopped = threading.Event()
@@ -135,9 +138,10 @@ class Monitor:
 
     def _call_witnesses(self, features: Features, netns: int) -> Witnesses:
         # Hooks see every namespace; packets are captured in this one.
-        features, events = open_hooks(features, kernel=self._kernel, netns=netns)
+        only = None if may_be_elsewhere(self._containers) else netns
+        features, events = open_hooks(features, kernel=self._kernel, netns=only)
         self._features = features
-        return Witnesses(events, netns, self._ledger, use_diag=features.owners != "proc")
+        return Witnesses(events, only, self._ledger, use_diag=features.owners != "proc")
 
     def _open_tap(self, witnesses: Witnesses, netns: int) -> Tap:
         assert self._features is not None
@@ -266,6 +270,7 @@ class Monitor:
             denied_processes=self._witnesses.denied_processes,
             malformed_rows=self._witnesses.malformed_rows,
             processes_lost=self._witnesses.processes_lost,
+            translations_lost=self._ledger.elsewhere.translations.lost,
             interrupted_captures=self._tap.interruptions,
             failures=self._edge.failures,
         )

@@ -16,6 +16,7 @@ from procnet.ledger.ledger import Ledger
 from procnet.model import Features, Process, ProcessId, SocketScan
 from procnet.sockets.process import ProcessTable
 from procnet.sockets.scanner import SocketScanner
+from procnet.translated import Translated
 
 HOOKS: dict[str, type[CoreOwners] | type[KprobeOwners]] = {
     "core": CoreOwners,
@@ -62,11 +63,12 @@ class Witnesses:
     """Feeds a ledger with what is known of owners. Used by one thread, but ``process`` by any.
 
     ``events`` tell owners as it happens, and are closed with this; None where they are only looked
-    at, by sock_diag or, without ``use_diag``, by /proc alone.
+    at, by sock_diag or, without ``use_diag``, by /proc alone. ``netns``: where the packets are
+    captured, or None if owners in any namespace may be meant.
     """
 
     def __init__(
-        self, events: Hooks | None, netns: int, ledger: Ledger, *, use_diag: bool = True
+        self, events: Hooks | None, netns: int | None, ledger: Ledger, *, use_diag: bool = True
     ) -> None:
         self.events = events
         self.vanished_processes = 0
@@ -82,6 +84,7 @@ class Witnesses:
         self._reading = threading.Lock()
         self._read_ns = time.time_ns()
         ledger.owners.boot_ns = boot_to_wall_ns()
+        self.translated = Translated(ledger.elsewhere, everywhere=netns is None)
         self._soon_s = self._regular_s = 0.0
 
     @property
@@ -91,6 +94,7 @@ class Witnesses:
 
     def observe(self) -> None:
         """Tells the ledger what the kernel told since the last call, and whether it told all."""
+        self.translated.observe()
         if self.events is None:
             return
         read_ns = time.time_ns()
@@ -119,6 +123,7 @@ class Witnesses:
         step_ns = boot_ns - self._ledger.owners.boot_ns
         if abs(step_ns) > CLOCK_STEP_NS:
             self._ledger.set_clock(step_ns)
+            self.translated.shift(step_ns)
             self._read_ns += step_ns
         self._ledger.owners.boot_ns = boot_ns
 
@@ -162,6 +167,7 @@ class Witnesses:
             # Whoever used a socket was told of, however short it lived.
             scan = scan._replace(forked=frozenset())
         self._remember_all(self._ledger.look(scan))
+        self.translated.look(scan)
         self.vanished_processes += scan.vanished_processes
         self.malformed_rows += scan.malformed_rows
         self.denied_processes = scan.denied_processes
@@ -179,6 +185,7 @@ class Witnesses:
 
     def close(self) -> None:
         """Detaches the hooks; what is known of processes stays."""
+        self.translated.close()
         if self.events is not None:
             self.events.close()
 

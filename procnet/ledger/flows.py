@@ -56,12 +56,16 @@ class Tally:
 
 
 class RowKey(NamedTuple):
-    """One row: a flow on an interface, with its owner or with the reason for having none."""
+    """One row: a flow on an interface, with its owner or with the reason for having none.
+
+    ``socket`` is the flow as its socket has it, where that is not the one on the interface.
+    """
 
     interface: str
     flow: FlowKey
     process: ProcessId | None
     reason: Reason | None
+    socket: FlowKey | None = None
 
 
 class FlowRow(NamedTuple):
@@ -119,7 +123,7 @@ _new = tuple.__new__
 
 def _row(count: FlowCount, verdict: Verdict) -> FlowRow:
     _, _, sent, packets, wire_bytes, payload_bytes, first_ns, last_ns, _, _ = count
-    _, evidence, _, candidates = verdict
+    _, evidence, _, candidates, _ = verdict
     if sent:
         return _new(
             FlowRow,
@@ -143,7 +147,7 @@ class Shares:
 
     def add(self, count: FlowCount, verdict: Verdict) -> None:
         """Books one run of packets under its verdict."""
-        process, _, reason, _ = verdict
+        process, _, reason, _, _ = verdict
         if process is not None:
             self._tally_of(process).add(count)
             return
@@ -205,7 +209,8 @@ class FlowTable:
         if flow is None:
             return
         rows = self._rows
-        key: RowKey = _new(RowKey, (count.interface, flow, verdict.process, verdict.reason))
+        process, _, reason, _, socket = verdict
+        key: RowKey = _new(RowKey, (count.interface, flow, process, reason, socket))
         new = _row(count, verdict)
         row = rows.get(key)
         if row is None:

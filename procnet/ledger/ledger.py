@@ -18,6 +18,7 @@ from typing import NamedTuple
 
 from procnet.errors import ConservationError
 from procnet.ledger.claims import ALWAYS_NS, FOREVER_NS
+from procnet.ledger.elsewhere import FORWARDED, Elsewhere, When
 from procnet.ledger.flows import MAX_FLOWS, FlowRow, FlowTable, RowKey, Shares, Tally
 from procnet.ledger.generations import Generations
 from procnet.ledger.owners import OwnerTable
@@ -52,6 +53,7 @@ class Ledger:
 
     def __init__(self, *, max_flows: int = MAX_FLOWS, max_waiting: int = MAX_WAITING) -> None:
         self.owners = OwnerTable()
+        self.elsewhere = Elsewhere(self.owners)
         self._generations = Generations()
         self._max_waiting = max_waiting
         self.undecodable_packets = 0
@@ -105,7 +107,8 @@ class Ledger:
     def _count_one(self, count: FlowCount) -> None:
         self._counted.add(count)
         key = count.key
-        if key is None or count.reason is not None:
+        forwarded = count.reason is not None and not self.elsewhere.in_use
+        if key is None or forwarded:
             reason = count.reason or Reason.UNDECODABLE
             if reason is Reason.UNDECODABLE:
                 self.undecodable_packets += count.packets
@@ -120,11 +123,13 @@ class Ledger:
         events = list(events)
         self._told.update((e.netns, e.protocol, e.local_port) for e in events)
         self.owners.observe(events)
+        self.elsewhere.hear(events)
 
     def look(self, scan: SocketScan) -> set[ProcessId]:
         """Takes a look at the sockets; returns the processes that were seen for the first time."""
         self._looked = True
         self._looks_ns = (self._looks_ns[1], scan.started_ns)
+        self.elsewhere.look(scan)
         return self.owners.look(scan)
 
     def set_clock(self, step_ns: int) -> None:
@@ -135,6 +140,7 @@ class Ledger:
         self._forgot_ns = self._counted_until_ns = ALWAYS_NS
         self._generations = Generations()
         self.owners.shift(step_ns)
+        self.elsewhere.shift(step_ns)
 
     def settle(self, now_ns: int, *, final: bool = False) -> None:
         """Books every run that need not wait any longer; all of them if ``final``."""
@@ -173,6 +179,7 @@ class Ledger:
         before_ns = min((self._forgot_ns, self._counted_until_ns, *waiting_ns))
         self.owners.forget(before_ns)
         self._generations.forget(before_ns)
+        self.elsewhere.translations.forget(before_ns)
 
     def _make_due(self, final: bool) -> None:
         """What is new, and of what waits that of which there is something new to say."""
@@ -195,16 +202,23 @@ class Ledger:
         late = final or last_ns < now_ns - PATIENCE_NS
         last_word = late or last_ns < self._looks_ns[0]
         port = (key.netns, key.protocol, key.local_port)
-        if not self.owners.knows(port):
+        found = self.elsewhere.find(count) if self.elsewhere.in_use else None
+        if found is None and not self.owners.knows(port):
             verdict = NO_SOCKET if last_word else UNSEEN
         else:
             generation = (ALWAYS_NS, FOREVER_NS)
             if key.protocol == TCP:
                 generation = self._generations.interval(key, count.first_ns)
             looked = last_ns < self._looks_ns[1]
-            verdict = decide(
-                self.owners, count, generation, looked=looked, last_word=last_word, late=late
-            )
+            if found is None:
+                verdict = decide(
+                    self.owners, count, generation, looked=looked, last_word=last_word, late=late
+                )
+                if self.elsewhere.is_blind:
+                    verdict = self.elsewhere.doubt(count, verdict)
+            else:
+                when = When(generation, looked, last_word, late)
+                verdict = self.elsewhere.decide(count, found, when)
             if verdict.reason is Reason.AMBIGUOUS and not count.sent and not late:
                 verdict = SEEN  # whoever takes it may still be told
         if verdict is UNSEEN:
@@ -227,7 +241,7 @@ class Ledger:
         evicted += self._seen.take_oldest(number - len(evicted))
         self.evicted_runs += len(evicted)
         for count in evicted:
-            self._book(count, EVICTED)
+            self._book(count, EVICTED if count.reason is None else FORWARDED)
         return True
 
     def _book(self, count: FlowCount, verdict: Verdict) -> None:

@@ -21,12 +21,16 @@ from procnet.model import (
 
 
 class Verdict(NamedTuple):
-    """``process`` with ``evidence``, or None with ``reason``; ``candidates`` for ``AMBIGUOUS``."""
+    """``process`` with ``evidence``, or None with ``reason``; ``candidates`` for ``AMBIGUOUS``.
+
+    ``socket`` is the flow as the owner's socket has it, where that is not the run's own.
+    """
 
     process: ProcessId | None
     evidence: Evidence | None
     reason: Reason | None
     candidates: frozenset[ProcessId]
+    socket: FlowKey | None = None
 
 
 NOBODY: frozenset[ProcessId] = frozenset()

@@ -6,7 +6,7 @@ from dataclasses import asdict
 from typing import Any
 
 from procnet.model import Features, Process, Traffic
-from procnet.report.report import Both, Endpoint, FlowRow, ProcessRow, Report
+from procnet.report.report import Both, Endpoint, FlowRow, ProcessRow, Report, SocketEnds
 
 SCHEMA = "procnet.report/1"
 
@@ -78,6 +78,7 @@ def _flow_row(row: FlowRow) -> dict[str, Any]:
         "protocol": row.protocol,
         "local": endpoint_as_json(row.local),
         "remote": endpoint_as_json(row.remote),
+        "socket": None if row.socket is None else _socket_ends(row.socket),
         "process": None if row.process is None else _named(row.process),
         "evidence": None if row.evidence is None else row.evidence.value,
         "reason": None if row.reason is None else row.reason.value,
@@ -89,6 +90,14 @@ def _flow_row(row: FlowRow) -> dict[str, Any]:
     if row.candidates:
         flow["candidates"] = [_named(process) for process in row.candidates]
     return flow
+
+
+def _socket_ends(ends: SocketEnds) -> dict[str, Any]:
+    return {
+        "netns": ends.netns,
+        "local": endpoint_as_json(ends.local),
+        "remote": endpoint_as_json(ends.remote),
+    }
 
 
 def _named(process: Process) -> dict[str, Any]:

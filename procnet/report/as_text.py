@@ -7,9 +7,10 @@ from dataclasses import asdict
 
 from procnet.model import Feature, Features, Process, Traffic
 from procnet.report.printable import printable
-from procnet.report.report import Both, FlowRow, Report
+from procnet.report.report import Both, Endpoint, FlowRow, Report
 
 NAME_WIDTH = 32
+_CONTAINER_WIDTH = 12
 _MAX_FLOWS = 40
 
 
@@ -102,8 +103,8 @@ def _flow_table(flows: Sequence[FlowRow]) -> list[str]:
         (
             row.protocol,
             printable(row.interface),
-            str(row.local),
-            str(row.remote),
+            _end(row.local, row.socket.local if row.socket else row.local),
+            _end(row.remote, row.socket.remote if row.socket else row.remote),
             _owner(row),
             row.evidence.value if row.evidence else "-",
             str(row.sent.wire_bytes),
@@ -114,9 +115,15 @@ def _flow_table(flows: Sequence[FlowRow]) -> list[str]:
     return _table(head, rows, left=(0, 1, 2, 3, 4, 5))
 
 
+def _end(shown: Endpoint, of_socket: Endpoint) -> str:
+    return str(shown) if of_socket == shown else f"{shown} ({of_socket})"
+
+
 def _owner(row: FlowRow) -> str:
     if row.process is not None:
-        return f"{row.process.pid}/{printable(row.process.name, NAME_WIDTH)}"
+        owner = f"{row.process.pid}/{printable(row.process.name, NAME_WIDTH)}"
+        container = printable(row.process.container, _CONTAINER_WIDTH)
+        return f"{owner} in {container}" if container else owner
     reason = row.reason.value if row.reason else "-"
     if not row.candidates:
         return reason

@@ -12,6 +12,7 @@ from procnet.ledger.ledger import Account
 from procnet.model import (
     Evidence,
     Features,
+    FlowKey,
     Loss,
     Process,
     ProcessId,
@@ -40,6 +41,15 @@ class Endpoint:
             if ":" in self.address
             else f"{self.address}:{self.port}"
         )
+
+
+@dataclass(frozen=True, slots=True)
+class SocketEnds:
+    """A flow as its socket has it: the inode of the network namespace that it is in, its ends."""
+
+    netns: int
+    local: Endpoint
+    remote: Endpoint
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +85,9 @@ class FlowRow:
     """What one flow moved for one owner.
 
     ``process`` and ``evidence`` are None where the owner is unknown; then ``reason`` says why, and
-    for ``AMBIGUOUS`` ``candidates`` lists the processes that may have been it. ``first_ns`` and
+    for ``AMBIGUOUS`` ``candidates`` lists the processes that may have been it. ``netns``, ``local``
+    and ``remote`` are where and as it was captured; ``socket`` is what its socket has instead, if
+    that is in another namespace or its addresses are translated (NAT), else None. ``first_ns`` and
     ``last_ns`` are the times of the first and the last packet.
     """
 
@@ -92,6 +104,7 @@ class FlowRow:
     received: Traffic
     first_ns: int
     last_ns: int
+    socket: SocketEnds | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,4 +186,13 @@ def _flow_row(key: RowKey, row: BookedFlow, process_of: Callable[[ProcessId], Pr
         received=row.received,
         first_ns=row.first_ns,
         last_ns=row.last_ns,
+        socket=None if key.socket is None else _socket_ends(key.socket),
+    )
+
+
+def _socket_ends(flow: FlowKey) -> SocketEnds:
+    return SocketEnds(
+        flow.netns,
+        Endpoint.of(flow.local_address, flow.local_port),
+        Endpoint.of(flow.remote_address, flow.remote_port),
     )

@@ -19,7 +19,8 @@ FIGURES = ("packets", "wire_bytes", "payload_bytes")
 class Reporter:
     """``procnet report --format json``, from the moment that it captures until ``finish()``.
 
-    ``before``: a command that executes the one that is appended to it.
+    ``before``: a command that executes the one that is appended to it. ``warning``: what the line
+    says that must come first.
     """
 
     def __init__(
@@ -28,6 +29,7 @@ class Reporter:
         *arguments: str,
         before: Sequence[str] = (),
         ready_s: float = WAIT_S,
+        warning: str = "",
     ) -> None:
         self._process = namespace.popen(
             [*before, sys.executable, "-m", "procnet", "report", "--format", "json", *arguments],
@@ -37,6 +39,8 @@ class Reporter:
         )
         readable, _, _ = select.select([self._process.stderr], [], [], ready_s)
         assert readable, "procnet report did not begin to capture"
+        if warning:
+            assert warning in (line := self._process.stderr.readline()), line
         self.first_line = self._process.stderr.readline()
         assert self.first_line.startswith("capturing on "), self.first_line
         self.pid = self._process.pid

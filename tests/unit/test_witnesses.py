@@ -7,7 +7,7 @@ import pytest
 from procnet import ladder
 from procnet.bpf.core import CoreOwners
 from procnet.bpf.kprobe import KprobeOwners
-from procnet.errors import LoadError
+from procnet.errors import LoadError, ProcnetError
 from procnet.features import unknown, yes
 from procnet.ledger.ledger import Ledger
 from procnet.model import EventKind, Evidence, Features, OwnerEvent, Process, SocketScan
@@ -16,6 +16,14 @@ from procnet.witnesses import Witnesses, open_hooks
 from tests.unit.ledger.world import ALICE, NETNS, T0, flow
 
 PROMISES = {name: unknown(f"{name} owners", "worth a try") for name in ("core", "kprobe")}
+
+
+@pytest.fixture(autouse=True)
+def no_conntrack(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse() -> None:
+        raise ProcnetError("not in a unit test")
+
+    monkeypatch.setattr("procnet.translated.Connections", refuse)
 
 
 class LossyHooks:

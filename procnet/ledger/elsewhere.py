@@ -1,0 +1,183 @@
+"""Runs of sockets that the tuple on the wire does not lead to.
+
+Those of a connection that this host translates (NAT), wherever its socket is; and those that pass
+through this host, where one end is a socket in another of its network namespaces. A packet that
+passes is captured as it comes in and as it goes out. The first counts for who receives it, the
+second for who sent it, so each for one that is behind another interface: nobody gets it twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple
+
+from procnet.ledger.claims import grace_ns
+from procnet.ledger.owners import OwnerTable
+from procnet.ledger.translations import Found, Translations, reverse
+from procnet.ledger.verdict import NO_SOCKET, NOBODY, SEEN, UNSEEN, Verdict, decide
+from procnet.model import Ends, FlowCount, FlowKey, OwnerEvent, Reason, SocketScan
+
+FORWARDED = Verdict(None, None, Reason.FORWARDED, NOBODY)
+_UNDECIDED = Verdict(None, None, Reason.AMBIGUOUS, NOBODY)
+_REMEMBER_NS = 300_000_000_000
+"""How long a namespace of which nothing is heard any more may still be asked for."""
+_LOOPBACK = (b"\x7f", bytes(15) + b"\x01")
+
+
+class When(NamedTuple):
+    """``decide``'s arguments that are about time."""
+
+    generation: tuple[int, int]
+    looked: bool
+    last_word: bool
+    late: bool
+
+
+class Elsewhere:
+    """Which namespaces there are, with which addresses, and which connections are translated."""
+
+    def __init__(self, owners: OwnerTable) -> None:
+        self.translations = Translations()
+        self.everywhere = False
+        """Are the sockets of other namespaces told of too?"""
+        self.is_blind = False
+        """May connections be translated of which we cannot be told?"""
+        self.addresses: Mapping[int, frozenset[bytes]] = {}
+        """Of each namespace, as far as they are known."""
+        self._owners = owners
+        self._heard_ns: dict[int, int] = {}
+
+    @property
+    def in_use(self) -> bool:
+        """May there be such runs at all?"""
+        return self.everywhere or bool(self.translations)
+
+    def hear(self, events: Iterable[OwnerEvent]) -> None:
+        """Takes what was told of any namespace."""
+        self._heard_ns.update({event.netns: event.time_ns for event in events})
+
+    def look(self, scan: SocketScan) -> None:
+        """Takes a look at the sockets of any namespace."""
+        seen = {socket.netns for socket in scan.sockets}
+        self._heard_ns.update(dict.fromkeys(seen, scan.started_ns))
+        late = [n for n, at in self._heard_ns.items() if at < scan.started_ns - _REMEMBER_NS]
+        for netns in late:
+            del self._heard_ns[netns]
+
+    def shift(self, step_ns: int) -> None:
+        """The wall clock was set by so much."""
+        self.translations.shift(step_ns)
+        for netns in self._heard_ns:
+            self._heard_ns[netns] += step_ns
+
+    def find(self, count: FlowCount) -> Found | None:
+        """Of which sockets it may be; None if it is no such run, and its tuple is its socket's."""
+        key = count.key
+        assert key is not None
+        if self.translations:
+            found = self.translations.find(count)
+            if found.ends:
+                return found
+        if count.reason is None:
+            return None
+        return Found((key[1:],), True, False)
+
+    def decide(self, count: FlowCount, found: Found, when: When) -> Verdict:
+        """Whose the run is, as ``verdict.decide``; FORWARDED if it is of another host."""
+        key = count.key
+        assert key is not None
+        if not found.sure:
+            if found.open and not when.last_word:
+                return SEEN
+            # The tuple on the wire may have been that of a socket here, before or after.
+            others = self._owners.knows((key.netns, key.protocol, key.local_port))
+            if len(found.ends) > 1 or others:
+                return _UNDECIDED
+        ends = found.ends[0]
+        keys, owned = self._sockets(count, ends)
+        if keys:
+            return self._decide(count, keys, when)
+        if owned:
+            return NO_SOCKET if when.last_word else UNSEEN
+        # A namespace that is new has its addresses known by the next look.
+        if count.reason is None and not (when.looked or when.last_word):
+            return UNSEEN
+        return self._passed_on(count, when)
+
+    def doubt(self, count: FlowCount, verdict: Verdict) -> Verdict:
+        """The verdict on a run whose tuple leads to its socket, unless NAT may say otherwise.
+
+        What is sent for a container can have any port of this host's. Then only a socket that is
+        known by the whole tuple is believed.
+        """
+        key = count.key
+        assert key is not None
+        if verdict.process is None or key.local_address.startswith(_LOOPBACK):
+            return verdict
+        if any(True for _ in self._owners.claims(key)):
+            return verdict
+        return Verdict(None, None, Reason.AMBIGUOUS, frozenset((verdict.process,)))
+
+    def _passed_on(self, count: FlowCount, when: When) -> Verdict:
+        """It is for another host; if it comes from a socket of this one, that is a candidate.
+
+        Its process has it on the interface where it leaves or enters this host.
+        """
+        if count.reason is None or not self.everywhere:
+            return FORWARDED
+        assert count.key is not None
+        keys, _ = self._sockets(count, reverse(count.key[1:]))
+        verdict = self._decide(count._replace(sent=not count.sent), keys, when)
+        if verdict is SEEN:
+            return SEEN
+        if verdict.process is None:
+            return FORWARDED
+        return FORWARDED._replace(candidates=frozenset((verdict.process,)), socket=verdict.socket)
+
+    def _sockets(self, count: FlowCount, ends: Ends) -> tuple[list[FlowKey], bool]:
+        """The keys to ask the owners for, and whether a namespace is known to have the address.
+
+        Whoever was told of by these very ends has the address. One that is not connected is only
+        known by its port, which it may share with others that have another address.
+        """
+        address = ends[1]
+        namespaces = self._heard_ns
+        if address.startswith(_LOOPBACK):
+            namespaces = {count.key.netns: 0} if count.key is not None else {}
+        keys = [FlowKey(netns, *ends) for netns in namespaces]
+        grace = grace_ns(ends[0])
+        exact = [
+            key
+            for key in keys
+            if any(claim.may_cover(count, grace) for claim in self._owners.claims(key))
+        ]
+        if exact:
+            return exact, True
+        homes = {netns for netns, known in self.addresses.items() if address in known}
+        at_home = [
+            key
+            for key in keys
+            if key.netns in homes and self._owners.knows((key.netns, key.protocol, key.local_port))
+        ]
+        return at_home, bool(homes)
+
+    def _decide(self, count: FlowCount, keys: Iterable[FlowKey], when: When) -> Verdict:
+        verdicts: dict[FlowKey, Verdict] = {}
+        for key in keys:
+            run = count._replace(key=key, reason=None)
+            verdict = decide(
+                self._owners, run, when.generation,
+                looked=when.looked, last_word=when.last_word, late=when.late,
+            )  # fmt: skip
+            if verdict is UNSEEN or verdict is SEEN:
+                return SEEN
+            if verdict is not NO_SOCKET:
+                verdicts[key] = verdict
+        if not verdicts:
+            return NO_SOCKET
+        if len(verdicts) > 1:
+            named = {each.process for each in verdicts.values() if each.process is not None}
+            candidates = NOBODY.union(named, *(each.candidates for each in verdicts.values()))
+            return Verdict(None, None, Reason.AMBIGUOUS, candidates)
+        ((key, verdict),) = verdicts.items()
+        return verdict._replace(socket=key)
