@@ -36,7 +36,7 @@ from procnet.monitor import Monitor
 from procnet.offline import IncompleteCaptureError, read_capture
 from procnet.report.as_json import report_as_json
 from procnet.report.as_text import report_as_text
-from procnet.report.report import Both, Endpoint, FlowRow, ProcessRow, Report
+from procnet.report.report import Both, Endpoint, FlowRow, ProcessRow, Report, SocketEnds
 from procnet.report.socket_table import SocketRow
 from procnet.report.socket_use import SocketUse
 from procnet.snapshot import sockets
@@ -67,6 +67,7 @@ __all__ = [
     "Reason",
     "Report",
     "Socket",
+    "SocketEnds",
     "SocketRow",
     "SocketScan",
     "SocketUse",

@@ -82,7 +82,7 @@ class Reason(enum.Enum):
     AMBIGUOUS = "AMBIGUOUS"
     """Several processes could have, and nothing says which one did."""
     FORWARDED = "FORWARDED"
-    """Neither end is an address of this host."""
+    """Neither end is an address of this host, or it is translated for another one (NAT)."""
     KERNEL = "KERNEL"
     """A socket of the kernel itself."""
     NOT_IP = "NOT_IP"
