@@ -25,7 +25,7 @@ _MAX_ERRNO = 4095  # include/linux/err.h
 _RTM_NEWLINK, _RTM_GETLINK, _RTM_NEWADDR, _RTM_GETADDR = 16, 18, 20, 22
 _RTMGRP_LINK, _RTMGRP_IPV4_IFADDR, _RTMGRP_IPV6_IFADDR = 0x1, 0x10, 0x100
 # linux/if_link.h, linux/if_addr.h, linux/if.h
-_IFLA_ADDRESS, _IFLA_IFNAME = 1, 3
+_IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_LINKINFO, _IFLA_INFO_SLAVE_KIND = 1, 3, 18, 4
 _IFA_ADDRESS, _IFA_LOCAL = 1, 2
 _IFF_UP, _IFF_LOOPBACK = 0x1, 0x8
 
@@ -46,7 +46,10 @@ _DUMP_TRIES = 10
 
 @dataclass(frozen=True, slots=True)
 class Interface:
-    """A network interface. ``mac`` is empty where there is none; ``addresses`` are packed."""
+    """A network interface. ``mac`` is empty where there is none; ``addresses`` are packed.
+
+    ``is_bridge_port``: a bridge has what it receives, and sends by it.
+    """
 
     index: int
     name: str
@@ -54,6 +57,7 @@ class Interface:
     is_loopback: bool
     mac: bytes
     addresses: frozenset[bytes]
+    is_bridge_port: bool
 
 
 def list_interfaces() -> list[Interface]:
@@ -87,6 +91,7 @@ def list_interfaces() -> list[Interface]:
                     is_loopback=bool(flags & _IFF_LOOPBACK),
                     mac=found.get(_IFLA_ADDRESS, b""),
                     addresses=frozenset(owned.get(index, ())),
+                    is_bridge_port=_slave_kind(found.get(_IFLA_LINKINFO, b"")) == b"bridge",
                 )
             )
     return sorted(interfaces, key=lambda interface: interface.index)
@@ -95,13 +100,16 @@ def list_interfaces() -> list[Interface]:
 def default_interfaces() -> list[Interface]:
     """What to capture on when nobody says: up, and with an address of this host, or loopback.
 
-    Ports of a bridge or a bond, and the host's ends of containers, have no address: their traffic
-    is either not this host's or seen on the interface above. Raises ``CaptureError``.
+    Ports of a bridge or a bond, and the host's ends of containers, have no address, or only a
+    link-local one: their traffic is either not this host's or seen on the interface above. Raises
+    ``CaptureError``.
     """
     return [
         interface
         for interface in list_interfaces()
-        if interface.is_up and (interface.addresses or interface.is_loopback)
+        if interface.is_up
+        and not interface.is_bridge_port
+        and (interface.addresses or interface.is_loopback)
     ]
 
 
@@ -219,6 +227,10 @@ def parse_messages(data: bytes) -> Iterator[tuple[int, int, bytes]]:
             return
         yield kind, flags, data[at + _HEADER.size : at + length]
         at += (length + 3) & ~3
+
+
+def _slave_kind(link_info: bytes) -> bytes:
+    return dict(_attributes(link_info, 0)).get(_IFLA_INFO_SLAVE_KIND, b"").rstrip(b"\0")
 
 
 def _attributes(body: bytes, at: int) -> Iterator[tuple[int, bytes]]:

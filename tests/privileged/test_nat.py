@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import socket
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -10,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from procnet.sockets.conntrack import Connections, News
 from tests.privileged.containers import Containers
 from tests.privileged.lab import Lab, Namespace, wait_until
 from tests.privileged.namespace import Traffic
@@ -483,3 +485,61 @@ def test_the_doctor_says_whether_translations_can_be_read(lab: Lab) -> None:
     refused = lab.host.run(["setpriv", "--bounding-set=-net_admin", *argv])
     assert "no      connection tracking" in refused
     assert "CAP_NET_ADMIN" in refused
+
+
+def test_behind_a_bridge_each_packet_is_counted_once(lab: Lab) -> None:
+    """Its ports have link-local addresses of the host's, and show what the bridge shows."""
+    with Namespace("bridged") as inside:
+        host = lab.host
+        ends = f"link add port type veth peer name eth0 netns {inside.name}"
+        for command in (
+            "link add br0 type bridge", "addr add 10.205.0.1/24 dev br0", "link set br0 up", ends,
+            "link set port master br0 up",
+        ):  # fmt: skip
+            host.run(["ip", *command.split()])
+        inside.ipv4 = "10.205.0.2"
+        for command in (f"addr add {inside.ipv4}/24 dev eth0", "link set eth0 up"):
+            inside.run(["ip", *command.split()])
+        wait_until(lambda: "fe80" in host.run(["ip", "addr", "show", "port"]), "an address")
+        inside.run(["ip", "route", "add", "default", "via", "10.205.0.1"])
+        with Containers(lab):
+            reporter = Reporter(host)
+            assert "port" not in reporter.first_line
+            out = moves(lab.peer, inside, "udp")
+            own = moves(inside, host, "udp")
+            report = reporter.finish()
+        assert process_payload(report, out[1].pid) == (sent_by(out[1]), sent_by(out[0]))
+        assert process_payload(report, own[1].pid) == (sent_by(own[1]), sent_by(own[0]))
+
+
+MANY = 1009
+
+
+def spray_with_a_short_queue() -> tuple[int, bool, int]:
+    """Connections whose beginning was told, whether more were missed, and how many there are."""
+    connections = Connections()
+    connections._news.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 16_384)
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
+        for port in range(MANY):
+            sender.sendto(b"1", ("127.0.0.1", 20_011 + port))
+    news = connections.read()
+    told = len(news.begun), news.missed, len(connections.dump())
+    assert connections.read() == News([], [], news.until_ns, connections._read_ns, False)
+    connections.close()
+    return told
+
+
+def test_what_could_not_be_told_is_said_and_can_be_looked_up(loopback: Namespace) -> None:
+    rules = """
+table ip bend {
+    chain out {
+        type nat hook output priority -100
+        udp dport 20000-30000 dnat to 127.0.0.1:9
+    }
+}
+"""
+    loopback.run(["nft", "-f", "-"], stdin=rules)
+    begun, missed, known = loopback.call(spray_with_a_short_queue)
+    assert 0 < begun < MANY
+    assert missed
+    assert known == MANY

@@ -1,0 +1,99 @@
+"""When owners elsewhere are asked for, and what becomes of news of translations."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from procnet.errors import ProcnetError
+from procnet.ledger.elsewhere import Elsewhere
+from procnet.ledger.owners import OwnerTable
+from procnet.model import Translation
+from procnet.sockets.conntrack import News
+from procnet.translated import Translated, may_be_elsewhere
+from tests.unit.ledger.test_elsewhere import masqueraded, on_wire, run
+from tests.unit.ledger.world import MS, T0
+
+
+def sysctl(root: Path, ipv4: str, ipv6: str | None) -> Path:
+    for name, value in (("ipv4/ip_forward", ipv4), ("ipv6/conf/all/forwarding", ipv6)):
+        if value is not None:
+            (root / name).parent.mkdir(parents=True, exist_ok=True)
+            (root / name).write_text(value + "\n")
+    return root
+
+
+@pytest.mark.parametrize(
+    ("ipv4", "ipv6", "elsewhere"),
+    [("0", "0", False), ("1", "0", True), ("0", "1", True), ("0", None, False), ("1", None, True)],
+)
+def test_by_itself_where_this_namespace_forwards(
+    tmp_path: Path, ipv4: str, ipv6: str | None, elsewhere: bool
+) -> None:
+    root = sysctl(tmp_path, ipv4, ipv6)
+    assert may_be_elsewhere("auto", root) is elsewhere
+    assert may_be_elsewhere("on", root) is True
+    assert may_be_elsewhere("off", root) is False
+
+
+class FakeConnections:
+    """Tells what it is given, and counts how often it is asked for everything."""
+
+    def __init__(self) -> None:
+        self.there: list[Translation] = []
+        self.news: list[News] = []
+        self.dumps = 0
+        self.refuses = False
+        self.closed = False
+
+    def read(self) -> News:
+        return self.news.pop(0) if self.news else News([], [], T0, T0, False)
+
+    def dump(self) -> list[Translation]:
+        self.dumps += 1
+        if self.refuses:
+            raise ProcnetError("no answer")
+        return self.there
+
+    def close(self) -> None:
+        self.closed = True
+
+
+@pytest.fixture
+def connections(monkeypatch: pytest.MonkeyPatch) -> FakeConnections:
+    made = FakeConnections()
+    monkeypatch.setattr("procnet.translated.Connections", lambda: made)
+    return made
+
+
+def test_news_that_were_missed_are_looked_up(connections: FakeConnections) -> None:
+    elsewhere = Elsewhere(OwnerTable())
+    translated = Translated(elsewhere, everywhere=True)
+    assert elsewhere.everywhere and not elsewhere.is_blind
+    connections.there = [masqueraded()]
+    connections.news = [News([], [], T0, T0 + MS, True)]
+    translated.observe()
+    assert connections.dumps == 2
+    assert elsewhere.translations.lost == 1
+    assert elsewhere.translations.find(run(on_wire(), 1)).ends
+
+
+def test_a_look_that_fails_is_a_loss(connections: FakeConnections) -> None:
+    elsewhere = Elsewhere(OwnerTable())
+    translated = Translated(elsewhere, everywhere=False)
+    connections.refuses = True
+    connections.news = [News([masqueraded()], [], T0, T0 + MS, True)]
+    translated.observe()
+    assert elsewhere.translations.lost == 2
+    assert not elsewhere.translations.find(run(on_wire(), 100)).sure
+    translated.close()
+    assert connections.closed
+
+
+def test_one_that_refuses_from_the_beginning_is_closed(connections: FakeConnections) -> None:
+    connections.refuses = True
+    translated = Translated(Elsewhere(OwnerTable()), everywhere=False)
+    assert connections.closed
+    translated.observe()
+    assert connections.dumps == 1
