@@ -2,9 +2,17 @@
 
 from dataclasses import replace
 
-from procnet.model import Features, Loss, Process, Traffic
+from procnet.model import Evidence, Features, Loss, Process, Traffic
 from procnet.report.as_text import frame_as_text, report_as_text
-from procnet.report.report import NOTHING, Both, ProcessRow, Report
+from procnet.report.report import (
+    NOTHING,
+    Both,
+    Endpoint,
+    FlowRow,
+    ProcessRow,
+    Report,
+    SocketEnds,
+)
 
 
 def report_of(number: int, loss: Loss) -> Report:
@@ -35,3 +43,21 @@ def test_no_line_is_wider_than_the_terminal() -> None:
     for width in (1, 7, 23):
         frame = frame_as_text(report_of(3, Loss(events_lost=7)), width=width)
         assert max(map(len, frame.splitlines())) == width
+
+
+def test_a_translated_flow_shows_both_ends_and_the_container() -> None:
+    inside = Process(1009, 0, "server", container="0123456789abcdef" * 4)
+    far = Endpoint("192.0.2.9", 53)
+    row = FlowRow(
+        netns=1, interface="eth0", protocol="udp", local=Endpoint("192.0.2.1", 8395), remote=far,
+        process=inside, evidence=Evidence.KERNEL_EVENT, reason=None, candidates=(),
+        sent=Traffic(1, 131, 103), received=Traffic(), first_ns=0, last_ns=0,
+        socket=SocketEnds(2, Endpoint("172.17.0.2", 5000), far),
+    )  # fmt: skip
+    text = report_as_text(replace(report_of(0, Loss()), flows=(row,)))
+    line = next(line for line in text.splitlines() if line.startswith("udp"))
+    assert line.split()[2:8] == [
+        "192.0.2.1:8395", "(172.17.0.2:5000)", "192.0.2.9:53", "1009/server", "in", "0123456789a…",
+    ]  # fmt: skip
+    text = report_as_text(replace(report_of(0, Loss()), flows=(replace(row, socket=None),)))
+    assert "172.17.0.2" not in text
