@@ -6,7 +6,6 @@ import ipaddress
 import socket
 import subprocess
 import sys
-from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -445,14 +444,7 @@ def test_echoes_of_two_containers_with_one_id_are_each_ones(lab: Lab) -> None:
         assert len(ids) == 2
 
 
-class WithoutNetAdmin(Namespace):
-    """The namespace of another one, for programs that may not read what it translates."""
-
-    def __init__(self, inside: Namespace) -> None:
-        self._inside = inside
-
-    def popen(self, argv: Sequence[str], **options: Any) -> subprocess.Popen[Any]:
-        return self._inside.popen(["setpriv", "--bounding-set=-net_admin", *argv], **options)
+WITHOUT_NET_ADMIN = ("setpriv", "--bounding-set=-net_admin")
 
 
 def test_where_translations_cannot_be_read_no_socket_of_the_host_is_named(lab: Lab) -> None:
@@ -464,7 +456,7 @@ def test_where_translations_cannot_be_read_no_socket_of_the_host_is_named(lab: L
         common: dict[str, Any] = {"expect": 23 * 997, "bytes": DOWN_BYTES, "hold": True}
         server = lab.peer.traffic("udp-server", address=lab.peer.ipv4, **common)
         warning = "no bytes of translated connections can be named"
-        reporter = Reporter(WithoutNetAdmin(lab.host), *LOOKING, warning=warning)
+        reporter = Reporter(lab.host, *LOOKING, before=WITHOUT_NET_ADMIN, warning=warning)
         client = inside.traffic(
             "udp-client", address=lab.peer.ipv4, port=server.port, local_port=4001,
             bytes=23 * 997, expect=DOWN_BYTES, message_size=997, hold=True,
@@ -482,7 +474,7 @@ def test_where_translations_cannot_be_read_no_socket_of_the_host_is_named(lab: L
 def test_the_doctor_says_whether_translations_can_be_read(lab: Lab) -> None:
     argv = [sys.executable, "-m", "procnet", "doctor"]
     assert "yes     connection tracking" in lab.host.run(argv)
-    refused = lab.host.run(["setpriv", "--bounding-set=-net_admin", *argv])
+    refused = lab.host.run([*WITHOUT_NET_ADMIN, *argv])
     assert "no      connection tracking" in refused
     assert "CAP_NET_ADMIN" in refused
 
