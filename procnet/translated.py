@@ -46,7 +46,7 @@ class Translated:
     def __init__(self, elsewhere: Elsewhere, *, everywhere: bool) -> None:
         self._elsewhere = elsewhere
         elsewhere.everywhere = everywhere
-        self._addresses = NamespaceAddresses() if everywhere else None
+        self._addresses = NamespaceAddresses()
         self._connections: Connections | None = None
         self._dumped_ns = 0
         self._dump_due_s = 0.0
@@ -73,8 +73,8 @@ class Translated:
 
     def look(self, scan: SocketScan) -> None:
         """Goes with a look at the sockets."""
-        if self._addresses is not None:
-            self._elsewhere.addresses = self._addresses.read(scan)
+        if self._elsewhere.in_use:
+            self._elsewhere.namespaces.know(self._addresses.read(scan))
         due = time.monotonic() >= self._dump_due_s
         if due and self._elsewhere.translations.is_to_be_confirmed:
             self._look()

@@ -8,19 +8,18 @@ second for who sent it, so each for one that is behind another interface: nobody
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import NamedTuple
 
 from procnet.ledger.claims import grace_ns
+from procnet.ledger.namespaces import Namespaces
 from procnet.ledger.owners import OwnerTable
 from procnet.ledger.translations import Found, Translations, reverse
 from procnet.ledger.verdict import NO_SOCKET, NOBODY, SEEN, UNSEEN, Verdict, decide
-from procnet.model import Ends, FlowCount, FlowKey, OwnerEvent, Reason, SocketScan
+from procnet.model import Ends, FlowCount, FlowKey, Reason
 
 FORWARDED = Verdict(None, None, Reason.FORWARDED, NOBODY)
 _UNDECIDED = Verdict(None, None, Reason.AMBIGUOUS, NOBODY)
-_REMEMBER_NS = 300_000_000_000
-"""How long a namespace of which nothing is heard any more may still be asked for."""
 _LOOPBACK = (b"\x7f", bytes(15) + b"\x01")
 
 
@@ -34,7 +33,7 @@ class When(NamedTuple):
 
 
 class Elsewhere:
-    """Which namespaces there are, with which addresses, and which connections are translated."""
+    """Whose runs are, of which the tuple does not say it, by namespaces and translations."""
 
     def __init__(self, owners: OwnerTable) -> None:
         self.translations = Translations()
@@ -42,33 +41,13 @@ class Elsewhere:
         """Are the sockets of other namespaces told of too?"""
         self.is_blind = False
         """May connections be translated of which we cannot be told?"""
-        self.addresses: Mapping[int, frozenset[bytes]] = {}
-        """Of each namespace, as far as they are known."""
+        self.namespaces = Namespaces()
         self._owners = owners
-        self._heard_ns: dict[int, int] = {}
 
     @property
     def in_use(self) -> bool:
         """May there be such runs at all?"""
         return self.everywhere or bool(self.translations)
-
-    def hear(self, events: Iterable[OwnerEvent]) -> None:
-        """Takes what was told of any namespace."""
-        self._heard_ns.update({event.netns: event.time_ns for event in events})
-
-    def look(self, scan: SocketScan) -> None:
-        """Takes a look at the sockets of any namespace."""
-        seen = {socket.netns for socket in scan.sockets}
-        self._heard_ns.update(dict.fromkeys(seen, scan.started_ns))
-        late = [n for n, at in self._heard_ns.items() if at < scan.started_ns - _REMEMBER_NS]
-        for netns in late:
-            del self._heard_ns[netns]
-
-    def shift(self, step_ns: int) -> None:
-        """The wall clock was set by so much."""
-        self.translations.shift(step_ns)
-        for netns in self._heard_ns:
-            self._heard_ns[netns] += step_ns
 
     def find(self, count: FlowCount) -> Found | None:
         """Of which sockets it may be; None if it is no such run, and its tuple is its socket's."""
@@ -140,26 +119,22 @@ class Elsewhere:
         Whoever was told of by these very ends has the address. One that is not connected is only
         known by its port, which it may share with others that have another address.
         """
-        address = ends[1]
-        namespaces = self._heard_ns
-        if address.startswith(_LOOPBACK):
-            namespaces = {count.key.netns: 0} if count.key is not None else {}
-        keys = [FlowKey(netns, *ends) for netns in namespaces]
-        grace = grace_ns(ends[0])
+        assert count.key is not None
+        protocol, address, port, _, _ = ends
+        homes = namespaces = {count.key.netns}
+        if not address.startswith(_LOOPBACK):
+            homes = self.namespaces.homes(address)
+            namespaces = self.namespaces.that_may_have(address) | namespaces
+        grace = grace_ns(protocol)
         exact = [
             key
-            for key in keys
+            for key in (FlowKey(netns, *ends) for netns in namespaces)
             if any(claim.may_cover(count, grace) for claim in self._owners.claims(key))
         ]
         if exact:
             return exact, True
-        homes = {netns for netns, known in self.addresses.items() if address in known}
-        at_home = [
-            key
-            for key in keys
-            if key.netns in homes and self._owners.knows((key.netns, key.protocol, key.local_port))
-        ]
-        return at_home, bool(homes)
+        known = (netns for netns in homes if self._owners.knows((netns, protocol, port)))
+        return [FlowKey(netns, *ends) for netns in known], bool(homes)
 
     def _decide(self, count: FlowCount, keys: Iterable[FlowKey], when: When) -> Verdict:
         verdicts: dict[FlowKey, Verdict] = {}

@@ -123,13 +123,14 @@ class Ledger:
         events = list(events)
         self._told.update((e.netns, e.protocol, e.local_port) for e in events)
         self.owners.observe(events)
-        self.elsewhere.hear(events)
+        if self.elsewhere.everywhere:
+            self.elsewhere.namespaces.hear(events)
 
     def look(self, scan: SocketScan) -> set[ProcessId]:
         """Takes a look at the sockets; returns the processes that were seen for the first time."""
         self._looked = True
         self._looks_ns = (self._looks_ns[1], scan.started_ns)
-        self.elsewhere.look(scan)
+        self.elsewhere.namespaces.look(scan)
         return self.owners.look(scan)
 
     def set_clock(self, step_ns: int) -> None:
@@ -140,7 +141,8 @@ class Ledger:
         self._forgot_ns = self._counted_until_ns = ALWAYS_NS
         self._generations = Generations()
         self.owners.shift(step_ns)
-        self.elsewhere.shift(step_ns)
+        self.elsewhere.translations.shift(step_ns)
+        self.elsewhere.namespaces.shift(step_ns)
 
     def settle(self, now_ns: int, *, final: bool = False) -> None:
         """Books every run that need not wait any longer; all of them if ``final``."""

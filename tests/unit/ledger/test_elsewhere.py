@@ -45,11 +45,11 @@ class House(World):
     def __init__(self, **limits: int) -> None:
         super().__init__(**limits)
         self.ledger.elsewhere.everywhere = True
-        self.ledger.elsewhere.addresses = {
-            NETNS: frozenset({packed(HOST)}),
-            INSIDE: frozenset({packed(ONE)}),
-            OTHER: frozenset({packed(TWO)}),
-        }
+        homes = {NETNS: HOST, INSIDE: ONE, OTHER: TWO}
+        self.knows({netns: frozenset({packed(address)}) for netns, address in homes.items()})
+
+    def knows(self, addresses: dict[int, frozenset[bytes]]) -> None:
+        self.ledger.elsewhere.namespaces.know(addresses)
 
     def translate(self, *begun: Translation, at_ms: float = 0) -> None:
         at_ns = T0 + int(at_ms * MS)
@@ -120,7 +120,7 @@ def test_a_container_that_is_only_looked_at_is_known_by_its_address() -> None:
 
 def test_two_namespaces_with_one_address_are_ambiguous() -> None:
     house = House()
-    house.ledger.elsewhere.addresses = {n: frozenset({packed(ONE)}) for n in (INSIDE, OTHER)}
+    house.knows({n: frozenset({packed(ONE)}) for n in (INSIDE, OTHER)})
     house.event(0, ALICE, key=inner(INSIDE))
     house.event(0, BOB, key=inner(OTHER), inode=7003)
     house.translate(masqueraded())
