@@ -210,9 +210,10 @@ def _of_connection(
         told = any(claim.evidence is Evidence.KERNEL_EVENT for claim in current)
         if any(claim.presumed for claim in sure) and not last_word:
             return SEEN
-        if any(claim.untaken for claim in sure) and not count.sent and not late:
+        is_for_taker = not count.sent and count.payload_bytes > 0
+        if any(claim.untaken for claim in sure) and is_for_taker and not late:
             return SEEN
-        if told and not count.sent:
+        if told and is_for_taker:
             # What lies in the socket is for whoever uses it next, and that is told later.
             return _best(current) if looked else SEEN
         return _best(_surest(sure, current, count))
