@@ -15,6 +15,7 @@ import importlib
 import os
 import re
 import shlex
+import signal
 import subprocess
 import sys
 import tempfile
@@ -43,6 +44,8 @@ def main() -> int:
     unknown = set(arguments.targets) - set(TARGETS)
     if unknown:
         parser.error(f"no such target: {', '.join(unknown)}")
+    # As an exception it ends the child and removes the files, on its way out of run().
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended"))
     failed = 0
     for target in arguments.targets or TARGETS:
         failed |= run(target, arguments.seconds, arguments.keep)
