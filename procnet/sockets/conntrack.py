@@ -25,6 +25,7 @@ from procnet.model import ICMP, ICMP6, SCTP, Ends, Feature, Translation, unmappe
 
 NAME = "connection tracking"
 _NETLINK_NETFILTER = 12
+_MAX_ERRNO = 4095  # include/linux/err.h
 _NLMSG_ERROR, _NLMSG_DONE = 2, 3
 _NLM_F_REQUEST_DUMP, _NLM_F_DUMP_INTR = 0x301, 0x10
 _CT_NEW, _CT_GET, _CT_DELETE = 0x100, 0x101, 0x102  # NFNL_SUBSYS_CTNETLINK is 1
@@ -178,6 +179,7 @@ class Connections:
                 if message.kind in (_NLMSG_DONE, _NLMSG_ERROR):
                     number = -int.from_bytes(message.body[:4], "little", signed=True)
                     if number > 0:
+                        number = min(number, _MAX_ERRNO)
                         raise OSError(number, os.strerror(number))
                     return
                 found = self._translation(message.body)

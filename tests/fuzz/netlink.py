@@ -1,4 +1,4 @@
-"""What netlink answers. A byte says who asks: sock_diag or rtnetlink; then a table, then datagrams.
+"""What netlink answers. A byte says who asked (sock_diag: and a table); then come datagrams.
 
 - ``DiagTables.read`` raises nothing, ``list_interfaces`` only ``CaptureError``.
 - The sockets are those that a plain reading of the messages, one by one, finds.
@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import struct
 from collections.abc import Iterator
@@ -16,9 +17,11 @@ from unittest import mock
 from procnet.capture import interfaces
 from procnet.errors import CaptureError
 from procnet.model import unmapped
+from procnet.sockets import conntrack
 from procnet.sockets.diag import DIAG_TABLES, DiagTables, parse_page
 from tests.fuzz.pieces import join, split
 from tests.unit.sockets.netlink import FakeNetlink, done, netlink_message, row
+from tests.unit.sockets.test_conntrack import connection
 
 _ROW_BYTES = 72
 _FAMILIES = {"4": (socket.AF_INET, 4), "6": (socket.AF_INET6, 16)}
@@ -26,8 +29,11 @@ _RAW_TABLES = ("raw", "raw6")
 
 
 def check(data: bytes) -> None:
-    if data[:1] and data[0] % 2:
+    who = data[0] % 3 if data else 0
+    if who == 1:
         _check_interfaces(split(data[1:]))
+    elif who == 2:
+        _check_connections(split(data[1:]))
     elif len(data) > 1:
         _check_diag(DIAG_TABLES[data[1] % len(DIAG_TABLES)], split(data[2:]))
 
@@ -77,6 +83,8 @@ class _Rtnetlink:
 
     def settimeout(self, seconds: float) -> None: ...
 
+    def send(self, request: bytes) -> None: ...
+
     def sendto(self, request: bytes, address: tuple[int, int]) -> None: ...
 
     def recvfrom(self, size: int) -> tuple[bytes, tuple[int, int]]:
@@ -99,6 +107,18 @@ def _check_interfaces(datagrams: list[bytes]) -> None:
         assert each.name.encode("utf-8", "surrogateescape") in said
         assert each.mac in said
         assert all(len(address) in (4, 16) and address in said for address in each.addresses)
+
+
+def _check_connections(datagrams: list[bytes]) -> None:
+    connections = object.__new__(conntrack.Connections)
+    connections._answers = _Rtnetlink(datagrams)
+    connections._sequence = connections.malformed_messages = 0
+    said = b"".join(datagrams)
+    with contextlib.suppress(OSError):  # what Connections.dump() makes a ProcnetError of
+        for found in connections._dump(0):
+            for address in (*found.near[1::2], *found.far[1::2]):
+                assert len(address) in (4, 16) and address in said
+    assert connections.malformed_messages <= len(said) // 16
 
 
 def _attribute(kind: int, value: bytes) -> bytes:
@@ -127,4 +147,8 @@ def seeds() -> Iterator[bytes]:
         refusal = netlink_message(2, struct.pack("=i", number))
         yield b"\0\0" + join([row(), refusal])
         yield b"\1" + join([links, refusal])
+        yield b"\2" + join([refusal])
     yield b"\1" + join([netlink_message(16, link, flags=0x10) + done(), links + done(), done()])
+    near = (17, "10.0.0.2", 5000, "192.0.2.9", 53)
+    masqueraded = connection(near, (17, "192.0.2.9", 53, "192.0.2.1", 6000))
+    yield b"\2" + join([netlink_message(0x100, masqueraded) + done()])
