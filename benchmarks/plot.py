@@ -1,6 +1,7 @@
 """Draws what engines.py and soak.py have measured.
 
     .venv/bin/python -m benchmarks.plot [RESULTS [PNG]]
+    .venv/bin/python -m benchmarks.plot benchmarks/results/soak.json docs/soak.png
 
 Without arguments from benchmarks/results/engines.json to docs/engines.png. Needs matplotlib
 (python3-matplotlib). Of the engines CPU for a packet against the rate, and against the flows:

@@ -235,16 +235,17 @@ def save(
     options.save.parent.mkdir(parents=True, exist_ok=True)
     kept = ("at_s", "moved_bytes", *Errors._fields, "settled_s", "rss_bytes", "cpu", "threads",
             "descriptors", "loss")  # fmt: skip
-    told = {
-        "benchmark": "soak",
+    head = {
         "kernel": platform.release().split("-")[0],
         "owners": facts["owners"],
         "counting": facts["counting"],
         "connections": load.connections,
         "processes": load.processes,
-        "samples": [{name: each[name] for name in kept} for each in samples],
     }
-    options.save.write_text(json.dumps(told, indent=None, separators=(",", ":")) + "\n")
+    lines = [json.dumps({name: each[name] for name in kept}) for each in samples]
+    options.save.write_text(
+        json.dumps(head)[:-1] + ', "samples": [\n' + ",\n".join(lines) + "\n]}\n"
+    )
 
 
 if __name__ == "__main__":
