@@ -52,11 +52,14 @@ AWAKE: dict[str, tuple[int, int | None]] = {
     "tcp-send-recv": (17, None),
 }
 ROWS = OPERATIONS | {f"{name} *": figures for name, figures in AWAKE.items()}
+COUNTING = "CO-RE, counting"
 SOURCES: dict[str, Callable[[], Telling]] = {
     "CO-RE": CoreOwners.open,
+    COUNTING: lambda: CoreOwners.open(counting=True),
     "kprobes": KprobeOwners.open,
 }
 READ_EVERY_S = 0.02
+DRAIN_EVERY_S = 0.1
 TIME_WAIT_LIMIT = Path("/proc/sys/net/ipv4/tcp_max_tw_buckets")
 
 
@@ -66,17 +69,21 @@ def attached(source: str) -> Iterator[None]:
     owners = SOURCES[source]()
     done = threading.Event()
 
-    def read() -> None:
-        while not done.wait(READ_EVERY_S):
-            owners.read()
+    def repeat(read: Callable[[], object], every_s: float) -> None:
+        while not done.wait(every_s):
+            read()
 
-    reader = threading.Thread(target=read)
-    reader.start()
+    readers = [threading.Thread(target=repeat, args=(owners.read, READ_EVERY_S))]
+    if isinstance(owners, CoreOwners) and owners.counts is not None:
+        readers.append(threading.Thread(target=repeat, args=(owners.counts.drain, DRAIN_EVERY_S)))
+    for reader in readers:
+        reader.start()
     try:
         yield
     finally:
         done.set()
-        reader.join()
+        for reader in readers:
+            reader.join()
         lost = owners.events_lost()
         owners.close()
     if lost:

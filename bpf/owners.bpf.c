@@ -554,6 +554,8 @@ static __always_inline bool see(struct seen *to, struct sock *sk, bool known)
 	return true;
 }
 
+#include "socket_counts.h"
+
 /* Events ---------------------------------------------------------------------------------------*/
 
 /* What is counted from here on is counted apart from what was counted before. */
@@ -656,8 +658,8 @@ static __always_inline void note(struct procnet_socket *socket, const struct see
 }
 
 /* Tells of a datagram socket, unless the same process was the last to use it for the same tuple. */
-static __always_inline void tell(struct procnet_socket *socket, struct seen *seen, __u64 user,
-				 __u32 what)
+static __always_inline void tell(void *sk, struct procnet_socket *socket, struct seen *seen,
+				 __u64 user, __u32 what)
 {
 	__u64 told = digest(user, &seen->tuple), *last;
 	struct procnet_use use;
@@ -671,6 +673,7 @@ static __always_inline void tell(struct procnet_socket *socket, struct seen *see
 		/* A lost event is told again at the next call. */
 		if (!submit(seen, what))
 			return;
+		split_counts(sk);
 		bpf_map_update_elem(&users, &use, &user, BPF_ANY);
 	}
 	socket->told = told;
@@ -696,6 +699,7 @@ int on_tcp_connect(struct bpf_sock_ops *ctx)
 	if (!tcp || !see(&seen, (struct sock *)tcp, true) || !seen.tuple.remote_port)
 		return 1;
 	connection = bpf_sk_storage_get(&connections, tcp, NULL, BPF_SK_STORAGE_GET_F_CREATE);
+	begin_counters_anew(tcp);
 	if (submit(&seen, PROCNET_CONNECT) && connection) {
 		connection->sender = current_user();
 		connection->written = tcp->write_seq + 1; /* the SYN has a number too */
@@ -754,6 +758,7 @@ static __always_inline int receive_tcp(struct sock *sk)
 		what |= SENDS;
 	if (!submit(&seen, what))
 		return 0;
+	split_counts(sk);
 	connection->receiver = user;
 	if (connection->is_opened)
 		connection->sender = connection->is_opened = 0;
@@ -795,11 +800,13 @@ static __always_inline void queue_behind(struct sock *sk, struct procnet_connect
 	if (hand_over && !connection->is_shared) {
 		if (connection->is_waiting && !submit_kept(&hand_over->event, PROCNET_FLAG_SHARED))
 			return;
+		split_counts(sk);
 		connection->is_waiting = false;
 		__builtin_memset(hand_over->sharers, 0, sizeof(hand_over->sharers));
 		is_sharer(hand_over, last);
 	}
 	if ((hand_over && is_sharer(hand_over, user)) || submit(seen, what | SHARED)) {
+		split_counts(sk);
 		connection->sender = user;
 		connection->is_shared = true;
 	}
@@ -830,6 +837,7 @@ static __always_inline int send_tcp(struct sock *sk, __u32 from_seq, bool is_bus
 
 		if (!is_told && !submit(&seen, what))
 			return 0;
+		split_counts(sk);
 		connection->sender = user;
 		connection->is_opened = false;
 		return 0;
@@ -839,6 +847,7 @@ static __always_inline int send_tcp(struct sock *sk, __u32 from_seq, bool is_bus
 		return 0;
 	}
 	if (submit(&seen, what)) {
+		split_counts(sk);
 		connection->sender = user;
 		connection->is_waiting = connection->is_shared = false;
 	}
@@ -954,7 +963,8 @@ static __always_inline void accept_tcp(struct sock *sk)
 	if (!see(&seen, sk, true) || seen.protocol != IPPROTO_TCP || !seen.tuple.remote_port)
 		return;
 	make_connection(sk);
-	submit(&seen, PROCNET_ACCEPT);
+	if (submit(&seen, PROCNET_ACCEPT))
+		split_counts(sk);
 }
 
 /* accept() calls it for the address of the peer, if its caller wants that. */
@@ -1146,14 +1156,14 @@ static __always_inline bool read_packet(struct __sk_buff *skb, struct procnet_tu
  * but not for what was queued (NFQUEUE) or sent by the kernel through the socket (L2TP): a process
  * that is not yet known to use the socket must have it open.
  */
-static __always_inline int send_packet(struct __sk_buff *skb, struct bpf_sock *sk)
+static __noinline int send_packet(struct __sk_buff *skb, struct bpf_sock *sk)
 {
 	struct procnet_socket *socket;
 	struct seen seen = {};
 	struct ip4_flow flow;
 	__u64 user;
 
-	socket = bpf_sk_storage_get(&sockets, sk, NULL, 0);
+	socket = sk ? bpf_sk_storage_get(&sockets, sk, NULL, 0) : NULL;
 	if (!socket)
 		return 1;
 	user = current_user();
@@ -1171,7 +1181,7 @@ static __always_inline int send_packet(struct __sk_buff *skb, struct bpf_sock *s
 	}
 	seen.inode = socket->inode;
 	seen.netns = socket->netns;
-	tell(socket, &seen, user, PROCNET_SEND);
+	tell(sk, socket, &seen, user, PROCNET_SEND);
 	return 1;
 }
 
@@ -1210,30 +1220,43 @@ static __always_inline bool read_segment(struct __sk_buff *skb, struct segment *
 static __always_inline void hand_over_at(struct __sk_buff *skb, struct bpf_sock *sk)
 {
 	struct procnet_connection *connection = bpf_sk_storage_get(&connections, sk, NULL, 0);
-	struct procnet_hand_over *hand_over;
+	struct procnet_hand_over *kept;
 	struct segment segment;
 	__u8 flags;
 
 	if (!connection || !connection->is_waiting)
 		return;
-	hand_over = bpf_sk_storage_get(&hand_overs, sk, NULL, 0);
-	if (!hand_over || !read_segment(skb, &segment))
+	kept = bpf_sk_storage_get(&hand_overs, sk, NULL, 0);
+	if (!kept || !read_segment(skb, &segment))
 		return;
 	/* What leaves after the close has nobody else to close it. */
 	flags = connection->is_closing ? PROCNET_FLAG_CLOSES : 0;
-	if ((__s32)(segment.seq - hand_over->from_seq) >= 0) {
-		if (submit_kept(&hand_over->event, flags))
-			connection->is_waiting = false;
-	} else if ((__s32)(segment.end_seq - hand_over->from_seq) > 0 && !hand_over->is_mixed) {
-		hand_over->is_mixed =
-			submit_kept(&hand_over->event, flags | PROCNET_FLAG_SHARED);
+	if ((__s32)(segment.seq - kept->from_seq) >= 0) {
+		if (!submit_kept(&kept->event, flags))
+			return;
+		connection->is_waiting = false;
+	} else if ((__s32)(segment.end_seq - kept->from_seq) > 0 && !kept->is_mixed) {
+		kept->is_mixed = submit_kept(&kept->event, flags | PROCNET_FLAG_SHARED);
+	} else {
+		return;
 	}
+	split_counts(sk);
 }
 
 static __always_inline bool is_tcp(struct bpf_sock *sk)
 {
 	return sk->type == SOCK_STREAM && sk->protocol == IPPROTO_TCP;
 }
+
+/* A raw socket of such a protocol gets copies of what others asked for, or the kernel. */
+static __always_inline bool is_spoken_by_others(__u16 protocol)
+{
+	return protocol == IPPROTO_ICMP || protocol == IPPROTO_IGMP || protocol == IPPROTO_TCP ||
+	       protocol == IPPROTO_UDP || protocol == IPPROTO_ICMPV6 ||
+	       protocol == IPPROTO_SCTP || protocol == IPPROTO_UDPLITE;
+}
+
+#include "socket_packets.h"
 
 SEC("cgroup_skb/egress")
 int on_egress(struct __sk_buff *skb)
@@ -1245,9 +1268,10 @@ int on_egress(struct __sk_buff *skb)
 	if (!sk)
 		return 1;
 	if (has_packets(sk))
-		return send_packet(skb, sk);
-	if (is_tcp(sk))
+		send_packet(skb, sk);
+	else if (is_tcp(sk))
 		hand_over_at(skb, sk);
+	count_at(skb, sk, true);
 	return 1;
 }
 
@@ -1261,11 +1285,12 @@ int on_egress_and_tcp(struct __sk_buff *skb)
 	if (!sk)
 		return 1;
 	if (has_packets(sk))
-		return send_packet(skb, sk);
+		send_packet(skb, sk);
 	if (is_tcp(sk)) {
 		send_at_egress(sk);
 		hand_over_at(skb, sk);
 	}
+	count_at(skb, sk, true);
 	return 1;
 }
 
@@ -1428,10 +1453,7 @@ int on_recvmsg6(struct bpf_sock_addr *ctx)
 	return on_take(ctx, (__u8 *)remote);
 }
 
-/*
- * A raw socket gets copies of what others asked for, or the kernel: it claims nothing of the
- * protocols that have ports or that the kernel speaks itself.
- */
+/* A raw socket claims nothing of what it may only have a copy of. */
 static __always_inline int take(struct sock *sk, int result, int flags, bool with_udp)
 {
 	struct procnet_socket *socket;
@@ -1444,10 +1466,7 @@ static __always_inline int take(struct sock *sk, int result, int flags, bool wit
 		return 0;
 	if (sk->__sk_common.skc_family != AF_INET && sk->__sk_common.skc_family != AF_INET6)
 		return 0;
-	if (sk->sk_type == SOCK_RAW &&
-	    (protocol == IPPROTO_ICMP || protocol == IPPROTO_IGMP || protocol == IPPROTO_TCP ||
-	     protocol == IPPROTO_UDP || protocol == IPPROTO_ICMPV6 || protocol == IPPROTO_SCTP ||
-	     protocol == IPPROTO_UDPLITE))
+	if (sk->sk_type == SOCK_RAW && is_spoken_by_others(protocol))
 		return 0;
 	if (!with_udp && sk->sk_type == SOCK_DGRAM && protocol == IPPROTO_UDP)
 		return 0;
@@ -1458,7 +1477,7 @@ static __always_inline int take(struct sock *sk, int result, int flags, bool wit
 	takes = result >= 0 && !(flags & (MSG_PEEK | MSG_ERRQUEUE)) && !is_kernel_thread();
 	if (socket->takes && end_take(&seen, socket)) {
 		if (takes)
-			tell(socket, &seen, user, PROCNET_RECEIVE);
+			tell(sk, socket, &seen, user, PROCNET_RECEIVE);
 		known = true;
 	}
 	if (known || socket->taker == bpf_get_current_task_btf()->pid) {
@@ -1481,7 +1500,7 @@ static __always_inline int take(struct sock *sk, int result, int flags, bool wit
 			seen.tuple = tuple;
 		settle_queue(socket, sk);
 	}
-	tell(socket, &seen, user, PROCNET_RECEIVE);
+	tell(sk, socket, &seen, user, PROCNET_RECEIVE);
 	socket->user = user;
 	return 0;
 }
@@ -1542,7 +1561,7 @@ int BPF_PROG(on_skb_consume_udp, struct sock *sk, struct sk_buff *skb, int lengt
 	if (!socket)
 		return 0;
 	note(socket, &seen);
-	tell(socket, &seen, user, PROCNET_RECEIVE);
+	tell(sk, socket, &seen, user, PROCNET_RECEIVE);
 	socket->user = user;
 	return 0;
 }
@@ -1718,6 +1737,9 @@ int on_release(struct bpf_sock *ctx)
 	struct sock *sk = (struct sock *)ctx;
 	struct seen seen;
 
+	/* A connection goes on without its process. */
+	if (ctx->type != SOCK_STREAM)
+		end_counters(ctx);
 	if (!see(&seen, sk, false) || (seen.type != SOCK_RAW && !seen.tuple.local_port))
 		return 1;
 	if (seen.protocol == IPPROTO_TCP && seen.tuple.remote_port) {

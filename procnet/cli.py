@@ -209,10 +209,15 @@ def _report(arguments: argparse.Namespace) -> int:
         raise procnet.UsageError("--local goes with --read: live addresses are known")
     stop = _stop_at_signal()
     with _monitor(arguments) as monitor:
-        _tell(f"capturing on {', '.join(monitor.interfaces)}")
+        _say_where(monitor)
         stop.wait(arguments.duration)
     _print_report(monitor.report(), arguments.format)
     return 0
+
+
+def _say_where(monitor: procnet.Monitor) -> None:
+    where = ", ".join(monitor.interfaces) or "every socket of every network namespace"
+    _tell(f"capturing on {where}")
 
 
 def _report_of_file(arguments: argparse.Namespace) -> int:
@@ -246,7 +251,7 @@ def _top(arguments: argparse.Namespace) -> int:
     frames = arguments.frames or (0 if terminal else FRAMES_WITHOUT_TERMINAL)
     shown = 0
     with _monitor(arguments, arguments.interval) as monitor:
-        _tell(f"capturing on {', '.join(monitor.interfaces)}")
+        _say_where(monitor)
         for report in monitor:
             size = shutil.get_terminal_size((100, 40))
             rows = max(size.lines - 12, 5) if terminal else 30

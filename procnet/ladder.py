@@ -16,7 +16,6 @@ KERNEL_CHOICES = ("auto", "core", "kprobe", "off")
 COUNTING_CHOICES = ("auto", "kernel", "socket", "python")
 CONTAINERS_CHOICES = ("auto", "on", "off")
 
-_NOT_BUILT = "this version of procnet does not have it yet"
 # Who says who, the best first. Looking always remains: a user without privilege still sees the
 # sockets of his own processes, and the rest are counted.
 # For each rung: a probe that does it, for the doctor, and what can be told by looking, for those
@@ -29,8 +28,8 @@ _OWNERS: tuple[tuple[str, Callable[[], Feature], Callable[[], Feature]], ...] = 
 )
 _LOOKING = ("sock_diag", "proc")
 # The counters of the kernel have no time that an owner could be looked up by; the hooks of these
-# owners keep apart what was counted before and after a change.
-_OWNERS_FOR_KERNEL_COUNTING = "core"
+# owners keep apart what was counted before and after a change. At sockets they count themselves.
+_OWNERS_THAT_SPLIT_COUNTS = "core"
 
 
 def check_choices(kernel: str, counting: str, containers: str = "auto") -> None:
@@ -49,12 +48,13 @@ def survey(kernel: str, counting: str) -> Features:
     return _features(kernel, counting, every=True)
 
 
-def choose(kernel: str, counting: str) -> Features:
+def choose(kernel: str, counting: str, *, on_interfaces: bool = False) -> Features:
     """The best rung that nothing speaks against; those below it are not looked at.
 
-    Raises ``UnsupportedError`` if a forced one cannot be had.
+    ``on_interfaces``: the caller has named some. Raises ``UnsupportedError`` if a forced one cannot
+    be had.
     """
-    return _features(kernel, counting, every=False)
+    return _features(kernel, counting, every=False, on_interfaces=on_interfaces)
 
 
 def step_down(features: Features, why: str) -> Features:
@@ -81,11 +81,8 @@ def replaced(features: Features, rung: Feature) -> Features:
     return Features(features.counting, features.owners, rungs)
 
 
-def _features(kernel: str, counting: str, *, every: bool) -> Features:
+def _features(kernel: str, counting: str, *, every: bool, on_interfaces: bool = False) -> Features:
     check_choices(kernel, counting)
-    by_socket = no("socket counting", _NOT_BUILT)
-    if counting == "socket":
-        _refuse("--counting socket", by_socket)
     python = handle.probe() if every else handle.promise()
     names = {"auto": tuple(name for name, _, _ in _OWNERS), "off": _LOOKING}.get(kernel, (kernel,))
     owners = ""
@@ -102,11 +99,19 @@ def _features(kernel: str, counting: str, *, every: bool) -> Features:
         elif name == kernel:
             _refuse(f"--kernel {kernel}", feature)
     by_kernel = _kernel_counting(counting, owners or "proc", every=every)
-    if counting == "kernel" and by_kernel.support is Support.NO:
-        _refuse("--counting kernel", by_kernel)
-    counted_by = "python" if counting == "python" or by_kernel.support is Support.NO else "kernel"
-    if python.support is Support.NO:
-        counted_by = ""
+    by_socket = _socket_counting(
+        counting, owners or "proc", python, every=every, on_interfaces=on_interfaces
+    )
+    for name, feature in (("kernel", by_kernel), ("socket", by_socket)):
+        if counting == name and feature.support is Support.NO:
+            _refuse(f"--counting {name}", feature)
+    counted_by = counting
+    if counting == "auto":
+        counted_by = "python" if by_kernel.support is Support.NO else "kernel"
+    if counted_by != "socket" and python.support is Support.NO:
+        # Without a capture sockets are the only ones to ask.
+        asked = counting == "auto" and not on_interfaces and by_socket.support is not Support.NO
+        counted_by = "socket" if asked else ""
     rungs = (by_kernel, by_socket, python, *tried)
     if every:
         rungs = (*rungs, conntrack.probe())
@@ -114,13 +119,29 @@ def _features(kernel: str, counting: str, *, every: bool) -> Features:
 
 
 def _kernel_counting(counting: str, owners: str, *, every: bool) -> Feature:
-    if owners != _OWNERS_FOR_KERNEL_COUNTING:
+    if owners != _OWNERS_THAT_SPLIT_COUNTS:
         return no("kernel counting", f"needs core owners; here they come from {owners}")
     if every:
         return counts.probe()
-    if counting == "python":
+    if counting in ("python", "socket"):
         return unknown("kernel counting", "was not tried")
     return counts.promise()
+
+
+def _socket_counting(
+    counting: str, owners: str, capture: Feature, *, every: bool, on_interfaces: bool
+) -> Feature:
+    if owners != _OWNERS_THAT_SPLIT_COUNTS:
+        return no("socket counting", f"needs core owners; here they come from {owners}")
+    if on_interfaces:
+        return no(
+            "socket counting", "a socket has no interface", "name none, or count in another way"
+        )
+    if every:
+        return core.probe_counting()
+    if counting == "socket" or (counting == "auto" and capture.support is Support.NO):
+        return core.promise_counting()
+    return unknown("socket counting", "was not tried: packets can be captured")
 
 
 def _feature_name(owners: str) -> str:

@@ -15,11 +15,11 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 
 from procnet import ladder
-from procnet.bpf.counts import KernelCounts
-from procnet.capture.handle import BUFFER_BYTES
+from procnet.bpf.socket_counts import SocketCounts
 from procnet.capture.tap import CROWD_ENTRIES, Tap
 from procnet.edge import Edge
-from procnet.errors import AccessError, ProcnetError, UnsupportedError, UsageError
+from procnet.engines import open_engine
+from procnet.errors import ProcnetError, UsageError
 from procnet.ledger.flows import MAX_FLOWS
 from procnet.ledger.ledger import Account, Ledger
 from procnet.model import Features, FlowCount, Loss, SocketScan
@@ -33,11 +33,6 @@ _BUSY_S = 0.05
 _MAX_HANDED_OVER = 1 << 18  # flows; more stay in the kernel, which counts what it has no room for
 _BREATH_S = 0.002
 _YIELD_S = 0.001
-_HOLD_BACK_MS = 50
-_HOLD_BACK_LOOKING_MS = 2  # a look must come before a short-lived socket is gone
-_BUFFER_LOOKING_BYTES = 32 << 20
-"""Each time that packets are handed over, a block of the ring, 256 KiB, is used up. Every 2 ms,
-this is enough for a pause of a quarter of a second, the usual size only for one of 32 ms."""
 _IDLE_S = 0.5
 _LOOK_WAIT_S = 0.5
 _LINGER_S = 0.15  # at the end, for the kernel to give up a block of packets that is not full
@@ -93,7 +88,7 @@ class Monitor:
         self._looked = threading.Event()
         self._ledger = Ledger(max_flows=max_flows)
         self._features: Features | None = None
-        self._tap: Tap | None = None
+        self._tap: Tap | SocketCounts | None = None
         self._witnesses: Witnesses | None = None
         self._threads: list[threading.Thread] = []
         self._started_ns = self._interval_ns = self._ended_ns = 0
@@ -107,12 +102,15 @@ class Monitor:
         """Opens the sources, owners before packets, and begins to count."""
         if self._features is not None:
             raise UsageError("a Monitor is started once; make another one")
-        self._features = ladder.choose(self._kernel, self._counting)
+        named = self._names is not None
+        self._features = ladder.choose(self._kernel, self._counting, on_interfaces=named)
         netns = os.stat("/proc/self/ns/net").st_ino
         try:
             self._witnesses = self._call_witnesses(self._features, netns)
             self._witnesses.take(self._witnesses.scan())
-            self._tap = self._open_tap(self._witnesses, netns)
+            self._tap, self._features = open_engine(
+                self._features, self._names, netns, self._witnesses, self._counting != "auto"
+            )
         except BaseException:
             self._close()
             raise
@@ -142,35 +140,6 @@ class Monitor:
         features, events = open_hooks(features, kernel=self._kernel, netns=only)
         self._features = features
         return Witnesses(events, only, self._ledger, use_diag=features.owners != "proc")
-
-    def _open_tap(self, witnesses: Witnesses, netns: int) -> Tap:
-        assert self._features is not None
-        if self._features.counting == "kernel":
-            try:
-                return self._open_kernel_tap(witnesses, netns)
-            except (UnsupportedError, AccessError) as error:
-                if self._counting == "kernel":
-                    raise
-                self._features = ladder.count_in_python(self._features, str(error))
-                _log.warning("counting in Python, not in the kernel: %s", error)
-        hold_back_ms, buffer_bytes = _HOLD_BACK_MS, BUFFER_BYTES
-        if witnesses.events is None:
-            hold_back_ms, buffer_bytes = _HOLD_BACK_LOOKING_MS, _BUFFER_LOOKING_BYTES
-        return Tap(self._names, netns, timeout_ms=hold_back_ms, buffer_bytes=buffer_bytes)
-
-    def _open_kernel_tap(self, witnesses: Witnesses, netns: int) -> Tap:
-        turns = witnesses.turns_descriptor
-        if turns is None:
-            raise UnsupportedError("kernel counting needs owners that tell when they change: core")
-        engine = KernelCounts.open(turns)
-        try:
-            tap = Tap(self._names, netns, timeout_ms=_HOLD_BACK_MS, engine=engine)
-        except BaseException:
-            engine.close()
-            raise
-        assert self._features is not None
-        self._features = ladder.replaced(self._features, engine.feature())
-        return tap
 
     def stop(self) -> None:
         """Reads what is still on its way, settles it, and gives everything back. Idempotent.
@@ -271,6 +240,7 @@ class Monitor:
             malformed_rows=self._witnesses.malformed_rows,
             processes_lost=self._witnesses.processes_lost,
             translations_lost=self._ledger.elsewhere.translations.lost,
+            unsplit_packets=self._tap.unsplit_packets,
             interrupted_captures=self._tap.interruptions,
             failures=self._edge.failures,
         )
@@ -305,7 +275,7 @@ class Monitor:
         self._edge.step(tap.close)
         self._edge.step(self._hand_over, tap, last=True)
 
-    def _hand_over(self, tap: Tap, *, last: bool = False) -> None:
+    def _hand_over(self, tap: Tap | SocketCounts, *, last: bool = False) -> None:
         asked = self._drain_asked.is_set()
         full = tap.counts_in_kernel and sum(map(len, tuple(self._handed_over))) >= _MAX_HANDED_OVER
         if last or (not full and (asked or tap.is_due)):

@@ -8,9 +8,10 @@ import time
 from collections.abc import Iterable
 
 from procnet import ladder
-from procnet.bpf.core import CoreOwners
+from procnet.bpf.core import COUNTING_AT_SOCKETS, CoreOwners
 from procnet.bpf.events import boot_to_wall_ns
 from procnet.bpf.kprobe import KprobeOwners
+from procnet.bpf.socket_counts import SocketCounts
 from procnet.errors import AccessError, LoadError, UnsupportedError
 from procnet.ledger.ledger import Ledger
 from procnet.model import Features, Process, ProcessId, SocketScan
@@ -42,9 +43,14 @@ def open_hooks(
     """Attaches what ``features`` has in use, or the next best if that cannot be had after all.
 
     The ladder as it turned out, and the hooks: None where only looking remains. ``netns``: the
-    inode of the only network namespace to tell of. Raises ``UnsupportedError``, ``LoadError`` or
-    ``AccessError`` if ``kernel`` is not ``auto`` and the rung that it forces cannot be had.
+    inode of the only network namespace to tell of, but for hooks that count at the sockets. Raises
+    ``UnsupportedError``, ``LoadError`` or ``AccessError`` if what they shall count cannot be
+    counted otherwise, or ``kernel`` is not ``auto`` and the rung that it forces cannot be had.
     """
+    if features.counting == "socket":
+        owners = CoreOwners.open(counting=True)
+        features = ladder.replaced(features, COUNTING_AT_SOCKETS)
+        return ladder.replaced(features, owners.feature()), owners
     while features.owners in HOOKS:
         try:
             events = HOOKS[features.owners].open(netns=netns)
@@ -84,7 +90,10 @@ class Witnesses:
         self._reading = threading.Lock()
         self._read_ns = time.time_ns()
         ledger.owners.boot_ns = boot_to_wall_ns()
-        self.translated = Translated(ledger.elsewhere, everywhere=netns is None)
+        # Nothing lies between a socket and its own tuple.
+        self.translated: Translated | None = None
+        if self.counts is None:
+            self.translated = Translated(ledger.elsewhere, everywhere=netns is None)
         self._soon_s = self._regular_s = 0.0
 
     @property
@@ -92,9 +101,15 @@ class Witnesses:
         """The map by which a counting program knows that an owner may have changed, if any."""
         return self.events.turns_descriptor if isinstance(self.events, CoreOwners) else None
 
+    @property
+    def counts(self) -> SocketCounts | None:
+        """What sockets move, if the hooks count it."""
+        return self.events.counts if isinstance(self.events, CoreOwners) else None
+
     def observe(self) -> None:
         """Tells the ledger what the kernel told since the last call, and whether it told all."""
-        self.translated.observe()
+        if self.translated is not None:
+            self.translated.observe()
         if self.events is None:
             return
         read_ns = time.time_ns()
@@ -123,7 +138,8 @@ class Witnesses:
         step_ns = boot_ns - self._ledger.owners.boot_ns
         if abs(step_ns) > CLOCK_STEP_NS:
             self._ledger.set_clock(step_ns)
-            self.translated.shift(step_ns)
+            if self.translated is not None:
+                self.translated.shift(step_ns)
             self._read_ns += step_ns
         self._ledger.owners.boot_ns = boot_ns
 
@@ -167,7 +183,8 @@ class Witnesses:
             # Whoever used a socket was told of, however short it lived.
             scan = scan._replace(forked=frozenset())
         self._remember_all(self._ledger.look(scan))
-        self.translated.look(scan)
+        if self.translated is not None:
+            self.translated.look(scan)
         self.vanished_processes += scan.vanished_processes
         self.malformed_rows += scan.malformed_rows
         self.denied_processes = scan.denied_processes
@@ -185,7 +202,8 @@ class Witnesses:
 
     def close(self) -> None:
         """Detaches the hooks; what is known of processes stays."""
-        self.translated.close()
+        if self.translated is not None:
+            self.translated.close()
         if self.events is not None:
             self.events.close()
 

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from procnet import features
-from procnet.bpf import cgroup, layout
-from procnet.bpf.core_hooks import INDISPENSABLE, Choice, Hook, choose, unvaried
+from procnet.bpf import cgroup, layout, socket_counts
+from procnet.bpf.core_hooks import COUNTING, INDISPENSABLE, Choice, Hook, choose, unvaried
 from procnet.bpf.core_host import (
     OBJECT,
     demanded,
@@ -24,6 +24,7 @@ from procnet.bpf.core_host import (
 )
 from procnet.bpf.host import Host, promised
 from procnet.bpf.snapshot import OPEN_SOCKET, decode_snapshot
+from procnet.bpf.socket_counts import SocketCounts
 from procnet.bpf.telling import Sources, Telling
 from procnet.errors import LoadError
 from procnet.model import UDP, UDPLITE, EventKind, Feature, OwnerEvent, SocketScan
@@ -40,7 +41,13 @@ RECORDS_BYTES = (layout.OWNER_EVENT.size, layout.PROCESS.size, OPEN_SOCKET.size)
 _NAME = "core owners"
 _TRIES = 4
 _ITERATOR = "on_open_file"
-_NOTING = (1).to_bytes(4, sys.byteorder)
+_YES = (1).to_bytes(4, sys.byteorder)
+
+COUNTING_AT_SOCKETS = features.yes(
+    "socket counting",
+    "the hooks could be attached: every socket of every network namespace, without capturing",
+)
+"""What there is to say of it where it works."""
 
 _log = logging.getLogger("procnet")
 
@@ -50,7 +57,16 @@ class _Loaded(NamedTuple):
     bpf: BpfObject
 
 
-def _load(host: Host, image: bytes, ring_bytes: int | None, netns: int) -> _Loaded:
+class _Wanted(NamedTuple):
+    """How the hooks shall be, beside what the kernel takes."""
+
+    ring_bytes: int | None = None
+    netns: int = 0
+    counting: bool = False
+    remotes: int | None = None
+
+
+def _load(host: Host, image: bytes, wanted: _Wanted) -> _Loaded:
     """Loads and attaches what the kernel takes of it; what it refuses is left out and tried anew.
 
     Raises LoadError if that is a program that cannot be done without.
@@ -64,18 +80,22 @@ def _load(host: Host, image: bytes, ring_bytes: int | None, netns: int) -> _Load
     try:
         for _ in range(_TRIES):
             # The names are megabytes, and not kept: libbpf is about to read them too.
-            choice = choose(known_names(host), traces_functions, refused)
-            lacking = [question for question in INDISPENSABLE if question in choice.missing]
+            names = known_names(host)
+            choice = choose(names, traces_functions, refused, counting=wanted.counting)
+            needed = (*INDISPENSABLE, *COUNTING) if wanted.counting else INDISPENSABLE
+            lacking = [question for question in needed if question in choice.missing]
             if lacking:
                 why = "; ".join(f"{question} ({choice.missing[question]})" for question in lacking)
                 raise LoadError(f"there is no hook for {why}{said}")
             bpf = libbpf.BpfObject(image)
             try:
-                _start(bpf, choice, root, ring_bytes, netns)
+                _start(bpf, choice, root, wanted)
                 return _Loaded(choice, bpf)
             except _RefusedError as error:
                 bpf.close()
-                if error.program in refused or error.program in (_ITERATOR, ""):
+                if error.program in refused or error.program in (
+                    _ITERATOR, socket_counts.ITERATOR, ""
+                ):  # fmt: skip
                     raise
                 why, _, log = str(error).partition("\n")
                 refused[unvaried(error.program)] = why
@@ -96,12 +116,24 @@ class _RefusedError(LoadError):
         self.program = program
 
 
-def _start(bpf: BpfObject, choice: Choice, root: int, ring_bytes: int | None, netns: int) -> None:
+def _start(bpf: BpfObject, choice: Choice, root: int, wanted: _Wanted) -> None:
     layout.check_contract(OBJECT.name, bpf.initial_value(".rodata.contract"), RECORDS_BYTES)
-    bpf.set_constant(".rodata.netns", netns.to_bytes(4, sys.byteorder))
-    if ring_bytes is not None:
-        bpf.resize("events", ring_bytes)
-    bpf.choose(frozenset(hook.program for hook in choice.hooks) | {_ITERATOR})
+    bpf.set_constant(".rodata.netns", wanted.netns.to_bytes(4, sys.byteorder))
+    if wanted.ring_bytes is not None:
+        bpf.resize("events", wanted.ring_bytes)
+    iterators = {_ITERATOR}
+    if wanted.counting:
+        contract = bpf.initial_value(".rodata.counts")
+        layout.check_contract(OBJECT.name, contract, socket_counts.RECORDS_BYTES)
+        bpf.set_constant(".rodata.counting", _YES)
+        if wanted.remotes is not None:
+            for name in socket_counts.TABLES:
+                bpf.resize(name, wanted.remotes)
+        iterators.add(socket_counts.ITERATOR)
+    else:
+        for name in socket_counts.MAPS:
+            bpf.leave_out(name)
+    bpf.choose(frozenset(hook.program for hook in choice.hooks) | iterators)
     try:
         bpf.load()
     except LoadError as error:
@@ -130,13 +162,32 @@ def probe(host: Host | None = None, image: Path = OBJECT) -> Feature:
     obstacle = find_obstacle(host, image)
     if obstacle is None:
         try:
-            loaded = _load(host, image.read_bytes(), None, 0)
+            loaded = _load(host, image.read_bytes(), _Wanted())
         except LoadError as error:
             obstacle = refusal(error, host)
         else:
             loaded.bpf.close()
             return _feature(loaded.choice)
     return obstacle.as_feature(_NAME)
+
+
+def probe_counting(host: Host | None = None, image: Path = OBJECT) -> Feature:
+    """Whether it can count at the sockets too, by loading and attaching that."""
+    host = host or Host()
+    obstacle = find_obstacle(host, image)
+    if obstacle is None:
+        try:
+            _load(host, image.read_bytes(), _Wanted(counting=True)).bpf.close()
+        except LoadError as error:
+            obstacle = refusal(error, host)
+        else:
+            return COUNTING_AT_SOCKETS
+    return obstacle.as_feature(COUNTING_AT_SOCKETS.name)
+
+
+def promise_counting(host: Host | None = None, image: Path = OBJECT) -> Feature:
+    """The same by looking alone."""
+    return promised(COUNTING_AT_SOCKETS.name, find_obstacle(host or Host(), image))
 
 
 def promise(host: Host | None = None, image: Path = OBJECT) -> Feature:
@@ -166,6 +217,8 @@ class CoreOwners(Telling):
         self._bpf = loaded.bpf
         self._proc_root = proc_root
         self._on_demand = [hook for hook in loaded.choice.hooks if hook.on_demand]
+        self.counts: SocketCounts | None = None
+        """What every socket moves, if that is counted; closed with this at the latest."""
         super().__init__(sources, held)
 
     @classmethod
@@ -176,23 +229,31 @@ class CoreOwners(Telling):
         ring_bytes: int | None = None,
         *,
         netns: int | None = None,
+        counting: bool = False,
+        remotes: int | None = None,
     ) -> CoreOwners:
         """Load and attach; a tenth of a second. Sockets that are open already are noted.
 
         ``ring_bytes``: another size than 4 MiB, a power of two of at least a page. ``netns``: the
-        inode of the only network namespace to tell of; what happens elsewhere fills no ring. Raises
-        UnsupportedError, AccessError or LoadError: what is missing and what to do.
+        inode of the only network namespace to tell of; what happens elsewhere fills no ring.
+        ``counting``: what every socket moves is counted too, with room for ``remotes`` remote ends,
+        65,536 if it is None, between two readings. Raises UnsupportedError, AccessError or
+        LoadError: what is missing and what to do.
         """
         host = host or Host()
+        wanted = _Wanted(ring_bytes, netns or 0, counting, remotes)
         with demanded("CO-RE", host, image):
-            loaded = _load(host, image.read_bytes(), ring_bytes, netns or 0)
+            loaded = _load(host, image.read_bytes(), wanted)
         with contextlib.ExitStack() as held:
             held.callback(loaded.bpf.close)
             events, processes, lost = (
                 loaded.bpf.map_descriptor(name) for name in ("events", "processes", "lost")
             )
             sources = Sources.open(events, processes, lost, host.proc_root, held)
-            return cls(loaded, sources, host.proc_root, held.pop_all())
+            owners = cls(loaded, sources, host.proc_root, held.pop_all())
+            if counting:
+                owners.counts = SocketCounts(loaded.bpf, host.proc_root)
+            return owners
 
     @property
     def hooks(self) -> tuple[str, ...]:
@@ -234,7 +295,7 @@ class CoreOwners(Telling):
                 finally:
                     os.close(root)
                 with mmap.mmap(self._bpf.map_descriptor("noting"), mmap.PAGESIZE) as noting:
-                    noting[0:4] = _NOTING
+                    noting[0:4] = _YES
             except (LoadError, OSError) as error:
                 why = str(error).partition("\n")[0]
                 _log.warning("who takes which datagram may stay unknown: %s", why)
@@ -243,6 +304,12 @@ class CoreOwners(Telling):
     def feature(self) -> Feature:
         """What it is, with what is missing of it."""
         return _feature(self._choice)
+
+    def close(self) -> None:
+        """Detach and give everything back. May be called again."""
+        if self.counts is not None:
+            self.counts.close()
+        super().close()
 
     def snapshot(self) -> SocketScan:
         """Every socket that a process has open now, with all of them: a look, by the kernel itself.

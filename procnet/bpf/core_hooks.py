@@ -63,6 +63,13 @@ QUESTIONS: dict[str, tuple[tuple[Hook, ...], ...]] = {
     "injection": ((_tracepoint("net_dev_queue", "on_queue"),),),
     "program": ((_tracepoint("sched_process_exec", "on_exec"),),),
 }
+# The same, for who counts at the sockets too.
+COUNTING: dict[str, tuple[tuple[Hook, ...], ...]] = {
+    "received bytes": (
+        (Hook("cgroup_skb ingress, counting", "on_receive_counting", cgroup=True),),
+    ),
+    "end of a connection": ((_tracepoint("tcp_destroy_sock", "on_tcp_destroy"),),),
+}
 # A connection that nobody has used is taken for one that is just being accepted: not before those
 # that are older than we are have been seen.
 _AFTER_THE_SNAPSHOT = ("accept", "close")
@@ -80,15 +87,17 @@ class Choice(NamedTuple):
         return self.first + self.later
 
 
-def choose(names: bytes, traces_functions: bool, refused: dict[str, str]) -> Choice:
+def choose(
+    names: bytes, traces_functions: bool, refused: dict[str, str], *, counting: bool = False
+) -> Choice:
     """For each question the best answer that the kernel has names for and has not refused.
 
-    ``names`` is its BTF; ``refused`` says of programs why not.
+    ``names`` is its BTF; ``refused`` says of programs why not; ``counting`` adds questions.
     """
     first: list[Hook] = []
     later: list[Hook] = []
     missing: dict[str, str] = {}
-    for question, answers in QUESTIONS.items():
+    for question, answers in (QUESTIONS | COUNTING if counting else QUESTIONS).items():
         why: dict[str, str] = {}
         for hooks in answers:
             here = {hook.name: _absence(hook, names, traces_functions, refused) for hook in hooks}

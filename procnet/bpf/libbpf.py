@@ -42,11 +42,13 @@ _SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "bpf_program__set_autoload": (_INT, (_POINTER, ctypes.c_bool)),
     "bpf_program__attach": (_POINTER, (_POINTER,)),
     "bpf_program__attach_cgroup": (_POINTER, (_POINTER, _INT)),
+    "bpf_program__attach_iter": (_POINTER, (_POINTER, _POINTER)),
     "bpf_link__fd": (_INT, (_POINTER,)),
     "bpf_link__destroy": (_INT, (_POINTER,)),
     "bpf_iter_create": (_INT, (_INT,)),
     "bpf_map__fd": (_INT, (_POINTER,)),
     "bpf_map__set_max_entries": (_INT, (_POINTER, ctypes.c_uint32)),
+    "bpf_map__set_autocreate": (_INT, (_POINTER, ctypes.c_bool)),
     "bpf_map__initial_value": (_POINTER, (_POINTER, ctypes.POINTER(ctypes.c_size_t))),
     "bpf_map__reuse_fd": (_INT, (_POINTER, _INT)),
     "bpf_program__fd": (_INT, (_POINTER,)),
@@ -144,6 +146,15 @@ class _TestRun(ctypes.Structure):
     )
 
 
+class _IterateMap(ctypes.Structure):
+    # struct bpf_iter_attach_opts of libbpf 1.0, and of union bpf_iter_link_info the map
+    _fields_ = (
+        ("size", ctypes.c_size_t),
+        ("information", ctypes.c_void_p),
+        ("information_bytes", ctypes.c_uint32),
+    )
+
+
 class BpfObject:
     """A BPF object file: open, choose, load, attach. ``close()`` gives everything back."""
 
@@ -170,6 +181,11 @@ class BpfObject:
         """Another size for a map. Before load()."""
         self._check(f"resize the map {map_name}", self._library.bpf_map__set_max_entries,
                     self._map(map_name), entries)  # fmt: skip
+
+    def leave_out(self, map_name: str) -> None:
+        """Does not make a map, which no program that is loaded may reach. Before load()."""
+        self._check(f"leave out the map {map_name}", self._library.bpf_map__set_autocreate,
+                    self._map(map_name), False)  # fmt: skip
 
     def initial_value(self, map_name: str) -> bytes:
         """What a section of constants holds."""
@@ -199,9 +215,20 @@ class BpfObject:
             program, lambda which: self._library.bpf_program__attach_cgroup(which, descriptor)
         )
 
-    def run_iterator(self, program: str) -> bytes:
-        """Runs an iterator to its end; what it wrote. Raises LoadError."""
-        self.attach(program)
+    def run_iterator(self, program: str, map_name: str = "") -> bytes:
+        """Runs an iterator, over a map if it is one for maps, to its end; what it wrote.
+
+        Raises LoadError.
+        """
+        if map_name:
+            of_map = ctypes.c_uint32(self.map_descriptor(map_name))
+            options = _IterateMap(
+                ctypes.sizeof(_IterateMap), ctypes.addressof(of_map), ctypes.sizeof(of_map)
+            )
+            iterate = self._library.bpf_program__attach_iter
+            self._link(program, lambda which: iterate(which, ctypes.byref(options)))
+        else:
+            self.attach(program)
         link = self._links.pop()
         try:
             with _collected() as lines:

@@ -57,6 +57,12 @@ class Ring:
             raise
         self._position: int = _POSITION.unpack_from(self._consumer)[0]
 
+    @property
+    def waiting_bytes(self) -> int:
+        """How much there is to read, about."""
+        end: int = _POSITION.unpack_from(self._producer)[0]
+        return end - self._position
+
     def read(self) -> list[bytes]:
         """Every record that is complete, oldest first; at most as many as the ring holds."""
         end = _POSITION.unpack_from(self._producer)[0]

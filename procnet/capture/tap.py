@@ -56,6 +56,9 @@ class Tap:
     the engine cannot be attached.
     """
 
+    unsplit_packets = 0
+    """Every packet shows its remote end."""
+
     def __init__(
         self,
         names: Sequence[str] | None,

@@ -74,7 +74,7 @@ def process_as_json(process: Process) -> dict[str, Any]:
 def _flow_row(row: FlowRow) -> dict[str, Any]:
     flow: dict[str, Any] = {
         "netns": row.netns,
-        "interface": row.interface,
+        "interface": row.interface or None,
         "protocol": row.protocol,
         "local": endpoint_as_json(row.local),
         "remote": endpoint_as_json(row.remote),
@@ -105,6 +105,7 @@ def _named(process: Process) -> dict[str, Any]:
         "pid": process.pid,
         "start_time_ns": process.start_time_ns,
         "name": process.name,
+        "container": process.container,
     }
 
 

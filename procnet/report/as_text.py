@@ -102,7 +102,7 @@ def _flow_table(flows: Sequence[FlowRow]) -> list[str]:
     rows = [
         (
             row.protocol,
-            printable(row.interface),
+            printable(row.interface) or "-",
             _end(row.local, row.socket.local if row.socket else row.local),
             _end(row.remote, row.socket.remote if row.socket else row.remote),
             _owner(row),

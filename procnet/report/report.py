@@ -24,7 +24,10 @@ from procnet.model import (
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """An address as text and a port (ICMP echo: its id; protocols without ports: 0)."""
+    """An address as text and a port (ICMP echo: its id; protocols without ports: 0).
+
+    The address is empty for remote ends that are not told apart.
+    """
 
     address: str
     port: int
@@ -32,10 +35,14 @@ class Endpoint:
     @classmethod
     def of(cls, packed: bytes, port: int) -> Endpoint:
         """The same from a packed address."""
+        if not packed:
+            return cls("", port)
         family = socket.AF_INET if len(packed) == 4 else socket.AF_INET6
         return cls(socket.inet_ntop(family, packed), port)
 
     def __str__(self) -> str:
+        if not self.address:
+            return "*"
         return (
             f"[{self.address}]:{self.port}"
             if ":" in self.address
@@ -88,7 +95,8 @@ class FlowRow:
     for ``AMBIGUOUS`` ``candidates`` lists the processes that may have been it. ``netns``, ``local``
     and ``remote`` are where and as it was captured; ``socket`` is what its socket has instead, if
     that is in another namespace or its addresses are translated (NAT), else None. ``first_ns`` and
-    ``last_ns`` are the times of the first and the last packet.
+    ``last_ns`` are the times of the first and the last packet. ``interface`` is empty where it was
+    counted at the socket.
     """
 
     netns: int

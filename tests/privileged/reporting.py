@@ -102,6 +102,12 @@ def flows(report: dict[str, Any], **wanted: object) -> list[dict[str, Any]]:
     return [flow for flow in report["flows"] if wanted.items() <= facts(flow).items()]
 
 
+def in_namespace(report: dict[str, Any], namespace: Namespace) -> dict[str, Any]:
+    """With the flows of that namespace alone: at sockets it is counted in all of them."""
+    flows = [row for row in report["flows"] if row["netns"] == namespace.inode]
+    return {**report, "flows": flows}
+
+
 def payload(rows: Iterable[dict[str, Any]]) -> tuple[int, int]:
     """(sent, received) payload bytes of rows together."""
     found = list(rows)

@@ -80,7 +80,7 @@ def test_without_privilege_doctor_and_sockets_still_answer() -> None:
     ("engine", "owners", "why"),
     [
         ("kernel", "off", "needs core owners; here they come from"),
-        ("socket", "auto", "not have it"),
+        ("socket", "auto", "a socket has no interface"),
     ],
 )
 def test_a_forced_engine_that_cannot_be_had_is_an_error(engine: str, owners: str, why: str) -> None:
@@ -99,6 +99,21 @@ def test_an_engine_that_can_be_had_is_in_use(engine: str) -> None:
     assert features["counting"] == ("python" if engine == "python" else "kernel")
     (rung,) = [rung for rung in features["rungs"] if rung["name"] == "kernel counting"]
     assert rung["support"] == ("unknown" if engine == "python" else "yes")
+
+
+def test_sockets_are_counted_if_asked() -> None:
+    done = procnet("report", "--counting", "socket", "--duration", "0.2", "--format", "json")
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == "capturing on every socket of every network namespace\n"
+    features = json.loads(done.stdout)["features"]
+    assert (features["counting"], features["owners"]) == ("socket", "core")
+    (rung,) = [rung for rung in features["rungs"] if rung["name"] == "socket counting"]
+    assert rung["support"] == "yes"
+
+
+def test_without_core_owners_there_is_no_counting_at_sockets() -> None:
+    done = procnet("report", "--counting", "socket", "--kernel", "off", "--duration", "1")
+    assert_one_clear_line(done, 1, "--counting socket", "cannot be had here", "core owners")
 
 
 def test_a_forced_kprobe_rung_without_kprobes_says_what_is_missing() -> None:

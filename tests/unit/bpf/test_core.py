@@ -12,9 +12,9 @@ from typing import ClassVar
 
 import pytest
 
-from procnet.bpf import cgroup, core, core_host, layout, libbpf
+from procnet.bpf import cgroup, core, core_host, layout, libbpf, socket_counts
 from procnet.bpf.core import CoreOwners, probe
-from procnet.bpf.core_hooks import QUESTIONS, choose
+from procnet.bpf.core_hooks import COUNTING, QUESTIONS, choose
 from procnet.bpf.core_host import OBJECT
 from procnet.bpf.host import Host
 from procnet.bpf.snapshot import OPEN_SOCKET, decode_snapshot
@@ -62,6 +62,9 @@ class FakeObject:
 
     def set_constant(self, name: str, value: bytes) -> None:
         assert (name, value) == (".rodata.netns", bytes(4))
+
+    def leave_out(self, map_name: str) -> None:
+        assert map_name in socket_counts.MAPS
 
     def load(self) -> None:
         for name in sorted(self.loaded & self.refuses_to_load):
@@ -403,16 +406,19 @@ def test_the_object_has_the_programs_and_the_contract(built: Path) -> None:
     opened = libbpf.BpfObject(built.read_bytes())
     try:
         wanted = {hook.program for hook in every_hook()} | {"on_open_file"}
-        wanted |= {"on_receive_length_but_udp", "on_egress_and_tcp"}
+        wanted |= {"on_receive_length_but_udp", "on_egress_and_tcp", socket_counts.ITERATOR}
         assert set(opened._programs) == wanted
         contract = opened.initial_value(".rodata.contract")
         layout.check_contract("it", contract, core.RECORDS_BYTES)
+        contract = opened.initial_value(".rodata.counts")
+        layout.check_contract("it", contract, socket_counts.RECORDS_BYTES)
     finally:
         opened.close()
 
 
 def every_hook() -> list[core.Hook]:
-    return [hook for answers in QUESTIONS.values() for hooks in answers for hook in hooks]
+    questions = (QUESTIONS | COUNTING).values()
+    return [hook for answers in questions for hooks in answers for hook in hooks]
 
 
 def test_the_package_has_it_where_it_is_looked_for() -> None:
