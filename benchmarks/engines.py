@@ -5,8 +5,8 @@
         [--only TEXT] [--save build/benchmarks/engines.json]
 
 Traffic over loopback from a program that counts itself (engines.c, by gcc; and iperf3, if it is
-there), while one of these watches: nothing, ``procnet report`` with the Python and with the kernel
-engine, nethogs, tcpdump to /dev/null (the floor of whoever takes packets one by one). Each is a
+there), while one of these watches: nothing, ``procnet report`` with the Python, the kernel and the
+socket engine, nethogs, tcpdump to /dev/null (the floor of whoever takes packets one by one). Each is a
 process of its own. They take turns, so that what else the machine does meets them alike. The table
 has medians of the rounds, the file the least and the most too.
 
@@ -23,7 +23,8 @@ named          bytes or packets sent that have a process
 lost           packets that were sent and are in no figure of it (TCP: payload bytes, those that
                were sent again included). nethogs tells frames with their Ethernet header, with six
                digits, in which a loss of less than 0.001 % does not show
-evicted        packets that are counted, but not by flow: the table was full
+evicted        packets that are counted, but not by flow: the table was full (sockets: or without their
+               remote end, by socket)
 others         cores that were busy with something else. Doubt the row if that is not 0.0: also
                because owners are told of the sockets of the whole machine, which costs procnet time
 """
@@ -125,6 +126,20 @@ def read_procnet(output: str, traffic: Traffic) -> Said:
     )
 
 
+def read_sockets(output: str, traffic: Traffic) -> Said:
+    """Of this namespace: at sockets it is counted in all of them."""
+    report = json.loads(output[output.index('{"schema"') :])
+    here = Path("/proc/self/ns/net").stat().st_ino
+    flows = report["flows"]
+    for flow in (flow for flow in flows if flow["netns"] != here):
+        for place in ("totals", "attributed") if flow["process"] else ("totals",):
+            for figure, moved in flow["sent"].items():
+                report[place]["sent"][figure] -= moved
+    report["flows"] = [flow for flow in flows if flow["netns"] == here]
+    said = read_procnet(json.dumps(report), traffic)
+    return said._replace(evicted_packets=report["loss"]["unsplit_packets"] + said.evicted_packets)
+
+
 def read_nethogs(output: str, traffic: Traffic) -> Said:
     """Of its last refresh. A loopback frame is sent to it, and not received."""
     lines = output.rpartition("Refreshing:")[2].splitlines()
@@ -148,7 +163,8 @@ def read_tcpdump(output: str, traffic: Traffic) -> Said:
 
 
 def ways() -> list[Way]:
-    report = [sys.executable, "-m", "procnet", "report", "--interface", "lo", "--format", "json"]
+    at_sockets = [sys.executable, "-m", "procnet", "report", "--format", "json"]
+    report = [*at_sockets, "--interface", "lo"]
     nethogs = ["nethogs", "-t", "-a", "-C", "-v", "2", "lo"]
     tcpdump = ["tcpdump", "-i", "lo", "-n", "-Z", "root", "-w", "/dev/null"]
     tcpdump += ["-s", str(SNAPLEN_BYTES), "-B", str(BUFFER_KIB)]
@@ -156,6 +172,7 @@ def ways() -> list[Way]:
         Way("nothing", []),
         Way("python", [*report, "--counting", "python"], "capturing on", read_procnet),
         Way("kernel", [*report, "--counting", "kernel"], "capturing on", read_procnet),
+        Way("socket", [*at_sockets, "--counting", "socket"], "capturing on", read_sockets),
         Way("nethogs", nethogs, "Refreshing:", read_nethogs),
         Way("tcpdump", tcpdump, "listening on", read_tcpdump),
     ]

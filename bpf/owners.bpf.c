@@ -698,7 +698,7 @@ int on_tcp_connect(struct bpf_sock_ops *ctx)
 	tcp = bpf_skc_to_tcp_sock(bpf_sk);
 	if (!tcp || !see(&seen, (struct sock *)tcp, true) || !seen.tuple.remote_port)
 		return 1;
-	connection = bpf_sk_storage_get(&connections, tcp, NULL, BPF_SK_STORAGE_GET_F_CREATE);
+	connection = create_connection(tcp);
 	begin_counters_anew(tcp);
 	if (submit(&seen, PROCNET_CONNECT) && connection) {
 		connection->sender = current_user();
@@ -722,7 +722,7 @@ static __always_inline bool is_helped(const struct procnet_connection *connectio
 static __always_inline struct procnet_connection *make_connection(struct sock *sk)
 {
 	struct procnet_connection *connection =
-		bpf_sk_storage_get(&connections, sk, NULL, BPF_SK_STORAGE_GET_F_CREATE);
+		create_connection(sk);
 
 	if (connection)
 		connection->written = BPF_CORE_READ((struct tcp_sock *)sk, write_seq);
@@ -741,7 +741,7 @@ static __always_inline bool is_unsent(const struct procnet_connection *connectio
  */
 static __always_inline int receive_tcp(struct sock *sk)
 {
-	struct procnet_connection *connection = bpf_sk_storage_get(&connections, sk, NULL, 0);
+	struct procnet_connection *connection = connection_of(sk);
 	__u64 user = current_user();
 	__u32 what = PROCNET_RECEIVE | RECEIVES;
 	struct seen seen;
@@ -815,7 +815,7 @@ static __always_inline void queue_behind(struct sock *sk, struct procnet_connect
 /* `from_seq`: what the caller writes has this number or a later one. `is_busy`: others write too. */
 static __always_inline int send_tcp(struct sock *sk, __u32 from_seq, bool is_busy)
 {
-	struct procnet_connection *connection = bpf_sk_storage_get(&connections, sk, NULL, 0);
+	struct procnet_connection *connection = connection_of(sk);
 	struct tcp_sock *tcp = (struct tcp_sock *)sk;
 	__u64 user = current_user();
 	__u32 what = PROCNET_SEND | SENDS;
@@ -856,7 +856,7 @@ static __always_inline int send_tcp(struct sock *sk, __u32 from_seq, bool is_bus
 
 static __always_inline bool is_sender(struct sock *sk)
 {
-	struct procnet_connection *connection = bpf_sk_storage_get(&connections, sk, NULL, 0);
+	struct procnet_connection *connection = connection_of(sk);
 
 	return connection && connection->sender == current_user() && !connection->is_opened &&
 	       !connection->is_shared;
@@ -884,10 +884,10 @@ int BPF_PROG(on_tcp_send_length, struct sock *sk, int result)
 	if (result <= 0 || sk->sk_protocol != IPPROTO_TCP)
 		return 0;
 	write_seq = BPF_CORE_READ((struct tcp_sock *)sk, write_seq);
-	connection = bpf_sk_storage_get(&connections, sk, NULL, 0);
+	connection = connection_of(sk);
 	if (!is_sender(sk))
 		send_tcp(sk, connection ? connection->written : write_seq, sk->sk_write_pending);
-	connection = bpf_sk_storage_get(&connections, sk, NULL, 0);
+	connection = connection_of(sk);
 	if (connection)
 		connection->written = write_seq;
 	return 0;
@@ -907,7 +907,7 @@ static __always_inline void send_at_egress(struct bpf_sock *sk)
 
 	if (!tcp || !sock->sk_lock.owned || sock->sk_write_pending)
 		return;
-	connection = bpf_sk_storage_get(&connections, tcp, NULL, 0);
+	connection = connection_of(tcp);
 	/* Who closes has been told; a FIN is no data. */
 	if (!connection || connection->is_closing || connection->written == tcp->write_seq)
 		return;
@@ -973,7 +973,7 @@ static __always_inline int on_peer_name(struct bpf_sock_addr *ctx)
 	struct bpf_sock *sk = ctx->sk;
 	struct tcp_sock *tcp;
 
-	if (!sk || bpf_sk_storage_get(&connections, sk, NULL, 0))
+	if (!sk || connection_of(sk))
 		return 1;
 	tcp = bpf_skc_to_tcp_sock(sk);
 	if (tcp)
@@ -1219,7 +1219,7 @@ static __always_inline bool read_segment(struct __sk_buff *skb, struct segment *
 /* Does this packet have the first byte of a sender that waits for that? */
 static __always_inline void hand_over_at(struct __sk_buff *skb, struct bpf_sock *sk)
 {
-	struct procnet_connection *connection = bpf_sk_storage_get(&connections, sk, NULL, 0);
+	struct procnet_connection *connection = connection_of(sk);
 	struct procnet_hand_over *kept;
 	struct segment segment;
 	__u8 flags;
@@ -1744,7 +1744,7 @@ int on_release(struct bpf_sock *ctx)
 		return 1;
 	if (seen.protocol == IPPROTO_TCP && seen.tuple.remote_port) {
 		struct procnet_connection *connection =
-			bpf_sk_storage_get(&connections, ctx, NULL, 0);
+			connection_of(ctx);
 
 		if (!connection) {
 			submit(&seen, PROCNET_ACCEPT | AND_CLOSE);
@@ -1791,7 +1791,7 @@ int on_open_file(struct bpf_iter__task_file *ctx)
 		return 0;
 	if (seen.protocol == IPPROTO_TCP) {
 		/* A listener has nothing to tell. */
-		if (seen.tuple.remote_port && !bpf_sk_storage_get(&connections, sk, NULL, 0))
+		if (seen.tuple.remote_port && !connection_of(sk))
 			note_older(sk);
 	} else {
 		socket = bpf_sk_storage_get(&sockets, sk, NULL, BPF_SK_STORAGE_GET_F_CREATE);

@@ -53,7 +53,8 @@ struct procnet_counters {
 	__u32 turn; /* how often it has changed hands */
 	__u32 ended; /* enum procnet_end */
 	__u32 connections; /* that the socket has had before */
-	__u32 pad;
+	__u32 has_connection;
+	struct procnet_connection connection; /* what is kept in `connections` by who does not count */
 };
 
 enum procnet_end {
@@ -145,6 +146,11 @@ struct procnet_socket_news {
 	struct procnet_sum received_untold;
 } procnet_news SEC(".data.news");
 
+/* Of two that make it at the same time, one is refused; then it is there. */
+#define MADE_STORAGE(map, sk, first)                                                               \
+	(bpf_sk_storage_get(&(map), sk, first, BPF_SK_STORAGE_GET_F_CREATE)                        \
+		 ?: bpf_sk_storage_get(&(map), sk, NULL, 0))
+
 static __always_inline void add_sum(struct procnet_sum *to, const struct procnet_sum *more)
 {
 	__sync_fetch_and_add(&to->packets, more->packets);
@@ -169,6 +175,30 @@ static __always_inline void set_news(__u64 *flag)
 {
 	if (!*(volatile __u64 *)flag)
 		*(volatile __u64 *)flag = 1;
+}
+
+/* To make room on a socket and to clear it away is dear: there is one place for both. */
+static __always_inline struct procnet_connection *connection_of(void *sk)
+{
+	struct procnet_counters *of;
+
+	if (!procnet_counting)
+		return bpf_sk_storage_get(&connections, sk, NULL, 0);
+	of = bpf_sk_storage_get(&counters, sk, NULL, 0);
+	return of && of->has_connection ? &of->connection : NULL;
+}
+
+static __always_inline struct procnet_connection *create_connection(void *sk)
+{
+	struct procnet_counters *of;
+
+	if (!procnet_counting)
+		return bpf_sk_storage_get(&connections, sk, NULL, BPF_SK_STORAGE_GET_F_CREATE);
+	of = MADE_STORAGE(counters, sk, NULL);
+	if (!of)
+		return NULL;
+	of->has_connection = true;
+	return &of->connection;
 }
 
 /* False if the ring is full: the next one, or the next row, has it too. */
@@ -261,7 +291,6 @@ static __always_inline void end_counters(void *sk)
 static __always_inline void begin_counters_anew(void *sk)
 {
 	struct procnet_counters *of;
-	__u32 connections;
 
 	if (!procnet_counting)
 		return;
@@ -270,9 +299,11 @@ static __always_inline void begin_counters_anew(void *sk)
 		return;
 	if (!of->ended)
 		end_of(of);
-	connections = of->connections + 1;
-	__builtin_memset(of, 0, sizeof(*of));
-	of->connections = connections;
+	__builtin_memset(&of->is, 0, sizeof(of->is));
+	__builtin_memset(&of->sent_told, 0, sizeof(of->sent_told));
+	__builtin_memset(&of->received_told, 0, sizeof(of->received_told));
+	of->ended = NOT_ENDED;
+	of->connections++;
 }
 
 #endif

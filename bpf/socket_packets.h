@@ -111,11 +111,6 @@ static __always_inline void add_untold(bool sent, const struct procnet_sum *sum)
 	set_news(&procnet_news.has_moved);
 }
 
-/* Of two that make it at the same time, one is refused; then it is there. */
-#define MADE_STORAGE(map, sk, first)                                                               \
-	(bpf_sk_storage_get(&(map), sk, first, BPF_SK_STORAGE_GET_F_CREATE)                        \
-		 ?: bpf_sk_storage_get(&(map), sk, NULL, 0))
-
 /* Their first packet: whoever is quicker writes the same. */
 static __noinline struct procnet_counters *begin_connection(struct __sk_buff *skb,
 							    struct bpf_sock *sk)

@@ -53,9 +53,9 @@ _PAUSE_S = 0.05
 READ_SHARE = 0.05
 """Reading takes at most this share of the time, however many sockets there are."""
 
-# struct procnet_socket_news: whether sockets have moved something; how many remote ends there are of
-# those that have several; packets without one; what was sent and received by sockets of whose end
-# nobody could be told. Native alignment, so that struct moves a number in one piece.
+# struct procnet_socket_news: whether sockets have moved something; how many remote ends there are
+# of those that have several; packets without one; what was sent and received by sockets of whose
+# end nobody could be told. Native alignment, so that struct moves a number in one piece.
 _NEWS = struct.Struct("QQQQQQQQQ")
 _WORD = struct.Struct("Q")
 _HAS_MOVED_AT, _REMOTES_AT = 0, _WORD.size

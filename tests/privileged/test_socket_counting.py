@@ -180,6 +180,9 @@ def lay_inner_cable(lab: Lab, inner: Namespace) -> None:
     near, far = f"inner0 netns {lab.host.name}", f"outer0 netns {inner.name}"
     run(f"ip link add {near} type veth peer name {far}".split())
     lab.host.run(["ip", "addr", "add", "10.204.0.1/24", "dev", "inner0"])
+    for end, device in ((lab.host, "inner0"), (inner, "outer0")):
+        # Or packets overtake each other, and TCP sends some again (see lab.py).
+        end.run(["sh", "-c", f"echo 1 > /sys/class/net/{device}/queues/rx-0/rps_cpus"])
     lab.host.run(["ip", "link", "set", "inner0", "up"])
     lab.host.run(["sh", "-c", "echo 1 > /proc/sys/net/ipv4/ip_forward"])
     lab.host.run(["nft", "-f", "-"], stdin=MASQUERADE)
