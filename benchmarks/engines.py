@@ -6,9 +6,9 @@
 
 Traffic over loopback from a program that counts itself (engines.c, by gcc; and iperf3, if it is
 there), while one of these watches: nothing, ``procnet report`` with the Python, the kernel and the
-socket engine, nethogs, tcpdump to /dev/null (the floor of whoever takes packets one by one). Each is a
-process of its own. They take turns, so that what else the machine does meets them alike. The table
-has medians of the rounds, the file the least and the most too.
+socket engine, nethogs, tcpdump to /dev/null (the floor of whoever takes packets one by one). Each
+is a process of its own. They take turns, so that what else the machine does meets them alike. The
+table has medians of the rounds, the file the least and the most too.
 
 rate, of bare  thousands of packets a second (TCP: Gbit), and against nothing in the same round
 CPU/packet     nanoseconds of the watching process, all its threads, from the first packet until
@@ -23,8 +23,8 @@ named          bytes or packets sent that have a process
 lost           packets that were sent and are in no figure of it (TCP: payload bytes, those that
                were sent again included). nethogs tells frames with their Ethernet header, with six
                digits, in which a loss of less than 0.001 % does not show
-evicted        packets that are counted, but not by flow: the table was full (sockets: or without their
-               remote end, by socket)
+evicted        packets that are counted, but not by flow: the table was full (sockets: or without
+               their remote end, by socket)
 others         cores that were busy with something else. Doubt the row if that is not 0.0: also
                because owners are told of the sockets of the whole machine, which costs procnet time
 """
