@@ -42,7 +42,10 @@ def main() -> None:
     arguments = parser.parse_args()
     subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
     files = arguments.sockets + 100
-    resource.setrlimit(resource.RLIMIT_NOFILE, (files, files))
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(files, most), most))
+    if most < files:
+        sys.exit(f"ulimit -Hn {most} is less than {files}")
     owners = CoreOwners.open(counting=True)
     counts = owners.counts
     assert counts is not None

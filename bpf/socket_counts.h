@@ -44,6 +44,7 @@ struct procnet_figures {
 enum procnet_figures_flag {
 	FIGURES_REST = 1, /* of remote ends that were too many; the tuple has none */
 	FIGURES_OPEN = 2, /* the first packet was a SYN of its own */
+	FIGURES_PLAIN = 4, /* UDP over IPv4 */
 };
 
 struct procnet_counters {
@@ -220,7 +221,7 @@ static __noinline bool tell_counters(struct procnet_counters *of)
 	record->figures = of->is;
 	of->sent_told = record->figures.sent.sum;
 	of->received_told = record->figures.received.sum;
-	bpf_ringbuf_submit(record, 0);
+	bpf_ringbuf_submit(record, BPF_RB_NO_WAKEUP); /* nobody waits for it */
 	return true;
 }
 

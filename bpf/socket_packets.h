@@ -75,9 +75,9 @@ static __always_inline __u32 header_bytes(struct __sk_buff *skb)
  * Several segments are one buffer until the device, or from it on (GSO, GRO): the headers of the
  * others are added.
  */
-static __always_inline void measure(struct procnet_sum *sum, struct __sk_buff *skb)
+static __always_inline void measure(struct procnet_sum *sum, struct __sk_buff *skb, __u32 headers)
 {
-	__u32 bytes = skb->len, segments = skb->gso_segs, headers = header_bytes(skb);
+	__u32 bytes = skb->len, segments = skb->gso_segs;
 
 	sum->packets = 1;
 	sum->wire_bytes = bytes;
@@ -88,12 +88,19 @@ static __always_inline void measure(struct procnet_sum *sum, struct __sk_buff *s
 	}
 }
 
+/* `alone`: no other CPU adds to it meanwhile. */
 static __always_inline void add_packet(struct procnet_counters *to, bool sent,
-				       const struct procnet_sum *sum)
+				       const struct procnet_sum *sum, bool alone)
 {
 	struct procnet_moved *moved = sent ? &to->is.sent : &to->is.received;
 
-	add_sum(&moved->sum, sum);
+	if (alone) {
+		moved->sum.packets += sum->packets;
+		moved->sum.wire_bytes += sum->wire_bytes;
+		moved->sum.payload_bytes += sum->payload_bytes;
+	} else {
+		add_sum(&moved->sum, sum);
+	}
 	moved->last_ns = bpf_ktime_get_coarse_ns(); /* 5.11, d05512618056 */
 	set_news(&procnet_news.has_moved);
 	if (!to->ended)
@@ -148,6 +155,9 @@ static __noinline struct procnet_counters *begin_datagrams(struct __sk_buff *skb
 	first.is.netns = socket->netns;
 	first.is.since_ns = bpf_ktime_get_boot_ns();
 	first.is.socket = bpf_get_socket_cookie(skb);
+	if (is_mapped(tuple->local_address) && is_mapped(tuple->remote_address) &&
+	    tuple->protocol == IPPROTO_UDP)
+		first.is.flags = FIGURES_PLAIN;
 	return MADE_STORAGE(counters, sk, &first);
 }
 
@@ -172,7 +182,7 @@ static __noinline void add_rest(struct bpf_sock *sk, struct procnet_counters *of
 		rest = MADE_STORAGE(rests, sk, &first);
 	}
 	if (rest)
-		add_packet(rest, sent, sum);
+		add_packet(rest, sent, sum, false);
 	else
 		add_untold(sent, sum);
 	__sync_fetch_and_add(&procnet_news.unsplit_packets, sum->packets);
@@ -329,7 +339,7 @@ static __noinline void count_segment(struct __sk_buff *skb, struct bpf_sock *sk,
 	struct procnet_counters *to = bpf_sk_storage_get(&counters, sk, NULL, 0);
 	struct procnet_sum sum;
 
-	measure(&sum, skb);
+	measure(&sum, skb, header_bytes(skb));
 	if (!to || !to->is.socket)
 		to = begin_connection(skb, sk);
 	if (!to) {
@@ -344,7 +354,8 @@ static __noinline void count_segment(struct __sk_buff *skb, struct bpf_sock *sk,
 	if (!sent && to->is.received.sum.packets < PACKETS_OF_A_NEW_CONNECTION &&
 	    was_listened_to(skb))
 		return;
-	add_packet(to, sent, &sum);
+	/* Whoever sends on a connection has its lock. */
+	add_packet(to, sent, &sum, sent);
 }
 
 static __always_inline bool is_same(const struct procnet_tuple *one,
@@ -376,15 +387,15 @@ static __always_inline bool is_copy(struct bpf_sock *sk, const struct procnet_tu
 }
 
 /* Without a helper: UDP over IPv4, and the remote end that the figures are of. */
-static __always_inline bool is_plain(struct __sk_buff *skb, const struct procnet_tuple *tuple,
+static __always_inline bool is_plain(struct __sk_buff *skb, const struct procnet_figures *figures,
 				     bool sent)
 {
-	struct ip4_flow flow;
+	const struct procnet_tuple *tuple = &figures->tuple;
 	const __u32 *local = (const __u32 *)tuple->local_address;
 	const __u32 *remote = (const __u32 *)tuple->remote_address;
+	struct ip4_flow flow;
 
-	if (!is_mapped(tuple->local_address) || !is_mapped(tuple->remote_address) ||
-	    tuple->protocol != IPPROTO_UDP || !read_plain(skb, &flow))
+	if (!(figures->flags & FIGURES_PLAIN) || !read_plain(skb, &flow))
 		return false;
 	if (sent)
 		return flow.local_address == local[3] && flow.remote_address == remote[3] &&
@@ -403,9 +414,9 @@ static __noinline void count_packet(struct __sk_buff *skb, struct bpf_sock *sk, 
 	struct procnet_sum sum;
 	bool is_read;
 
-	if (to && sk->type == SOCK_DGRAM && is_plain(skb, &to->is.tuple, sent)) {
-		measure(&sum, skb);
-		add_packet(to, sent, &sum);
+	if (to && sk->type == SOCK_DGRAM && is_plain(skb, &to->is, sent)) {
+		measure(&sum, skb, sizeof(struct ip4_header) + UDP_HEADER_BYTES);
+		add_packet(to, sent, &sum, false);
 		return;
 	}
 	is_read = read_packet_of(skb, &tuple, sent);
@@ -414,14 +425,14 @@ static __noinline void count_packet(struct __sk_buff *skb, struct bpf_sock *sk, 
 		is_read = false;
 	if (!sent && is_copy(sk, &tuple))
 		return;
-	measure(&sum, skb);
+	measure(&sum, skb, header_bytes(skb));
 	if (!to) {
 		to = begin_datagrams(skb, sk, &tuple);
 		if (!to)
 			return;
 	}
 	if (is_same(&to->is.tuple, &tuple))
-		add_packet(to, sent, &sum);
+		add_packet(to, sent, &sum, false);
 	else if (!is_read || !add_remote(to, &tuple, sent, &sum, &none))
 		add_rest(sk, to, sent, &sum);
 }
