@@ -1,4 +1,4 @@
-"""The counting program on other kernels: boots each, and runs the native suite there."""
+"""The programs that count on other kernels: boots each, and runs the native suites there."""
 
 from __future__ import annotations
 
@@ -9,7 +9,11 @@ import pytest
 from tests.kernels.suites import run_suites
 from tests.kernels.test_owners_vm import KERNELS
 
-SUITE = {"tests/privileged/test_kernel_counting.py": 29}
+SUITE = {
+    "tests/privileged/test_kernel_counting.py": 29,
+    "tests/privileged/test_socket_counting.py": 21,
+    "tests/privileged/test_kinds.py::test_a_kind_is_named_at_its_sockets": 35,
+}
 
 
 @pytest.mark.vm
