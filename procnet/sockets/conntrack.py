@@ -15,6 +15,7 @@ import functools
 import os
 import socket
 import struct
+import sys
 import time
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
@@ -27,8 +28,9 @@ NAME = "connection tracking"
 _NETLINK_NETFILTER = 12
 _MAX_ERRNO = 4095  # include/linux/err.h
 _NLMSG_ERROR, _NLMSG_DONE = 2, 3
-_NLM_F_REQUEST_DUMP, _NLM_F_DUMP_INTR = 0x301, 0x10
-_CT_NEW, _CT_GET, _CT_DELETE = 0x100, 0x101, 0x102  # NFNL_SUBSYS_CTNETLINK is 1
+_MAX_ERRNO = 4095  # include/linux/err.h
+_NLM_F_REQUEST_DUMP = 0x301
+_CT_GET, _CT_DELETE = 0x101, 0x102  # NFNL_SUBSYS_CTNETLINK is 1
 _GROUP_NEW, _GROUP_DESTROY = 1, 3
 _TUPLE_ORIG, _TUPLE_REPLY, _STATUS, _ID, _STATUS_MASK = 1, 2, 3, 12, 26
 _TUPLE_IP, _TUPLE_PROTO = 1, 2
@@ -84,7 +86,6 @@ class News(NamedTuple):
 class _Message(NamedTuple):
     kind: int
     sequence: int
-    flags: int
     body: bytes
 
 
@@ -177,7 +178,7 @@ class Connections:
                 if message.sequence != self._sequence:
                     continue  # of a dump that was given up
                 if message.kind in (_NLMSG_DONE, _NLMSG_ERROR):
-                    number = -int.from_bytes(message.body[:4], "little", signed=True)
+                    number = -int.from_bytes(message.body[:4], sys.byteorder, signed=True)
                     if number > 0:
                         number = min(number, _MAX_ERRNO)
                         raise OSError(number, os.strerror(number))
@@ -245,7 +246,10 @@ def _ports(protocol: int, found: dict[int, bytes]) -> tuple[int, int]:
     kinds = (_PROTO_SOURCE_PORT, _PROTO_DESTINATION_PORT)
     if protocol in (ICMP, ICMP6):
         kinds = (_PROTO_ICMP_ID,) * 2 if protocol == ICMP else (_PROTO_ICMP6_ID,) * 2
-    source, destination = (int.from_bytes(found.get(kind, b""), "big") for kind in kinds)
+    values = [found.get(kind, bytes(2)) for kind in kinds]
+    if any(len(value) != 2 for value in values):
+        raise ValueError("a port or an id that is none")
+    source, destination = (int.from_bytes(value, "big") for value in values)
     return source, destination
 
 
@@ -253,10 +257,10 @@ def _messages(data: bytes) -> Iterator[_Message]:
     """Of each netlink message; stops at the first whose length is wrong."""
     at = 0
     while at + _HEADER.size <= len(data):
-        length, kind, flags, sequence, _ = _HEADER.unpack_from(data, at)
+        length, kind, _, sequence, _ = _HEADER.unpack_from(data, at)
         if not _HEADER.size <= length <= len(data) - at:
             return
-        yield _Message(kind, sequence, flags, data[at + _HEADER.size : at + length])
+        yield _Message(kind, sequence, data[at + _HEADER.size : at + length])
         at += (length + 3) & ~3
 
 

@@ -6,4 +6,4 @@
 coverage; ``corpus/TARGET/`` keeps what it found on the way, and ``test_corpus.py`` tries it again.
 """
 
-TARGETS = ("frames", "files", "proc", "netlink", "records", "output")
+TARGETS = ("frames", "files", "proc", "netlink", "conntrack", "records", "output")

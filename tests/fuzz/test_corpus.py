@@ -20,7 +20,7 @@ from procnet.bpf import counts, events, ring, snapshot
 from procnet.capture import decode, handle, interfaces
 from procnet.capture.counter import Counter
 from procnet.report import as_text
-from procnet.sockets import diag, holders, process, tables
+from procnet.sockets import conntrack, diag, holders, process, tables
 from procnet.sockets.pids import process_directory
 from tests.fuzz import TARGETS
 from tests.fuzz.pieces import join, split
@@ -76,6 +76,8 @@ drain = Counter.drain
         ("netlink", diag, "_aligned", lambda length: length + 4),
         ("netlink", diag, "_SOCK_DIAG_BY_FAMILY", 9),
         ("netlink", interfaces, "_MAX_ERRNO", 1 << 40),
+        ("conntrack", conntrack, "parse_connection", lambda body: body[len(body)]),
+        ("conntrack", conntrack, "_MAX_ERRNO", 1 << 40),
         ("records", events, "_KINDS", {}),
         ("records", counts, "_unpack", lambda entries: iter(())),
         ("records", ring, "_DISCARDED", 0),
