@@ -17,11 +17,6 @@ from typing import NamedTuple
 
 ICMP, TCP, UDP, ICMP6, SCTP, UDPLITE = 1, 6, 17, 58, 132, 136
 
-_PROTOCOL_NAMES = {
-    ICMP: "icmp", 2: "igmp", 4: "ipip", TCP: "tcp", UDP: "udp", 41: "ipv6", 47: "gre", 50: "esp",
-    51: "ah", ICMP6: "icmp6", 89: "ospf", SCTP: "sctp", UDPLITE: "udplite",
-}  # fmt: skip
-
 IPV4_WILDCARD = bytes(4)
 IPV6_WILDCARD = bytes(16)
 MAPPED_PREFIX = bytes(10) + b"\xff\xff"
@@ -31,11 +26,6 @@ CLOCK_TICK_NS = 10_000_000
 """Resolution of a process's start time: /proc/PID/stat counts it in ticks of USER_HZ = 100 on every
 architecture that Linux has today (include/asm-generic/param.h), so the kernel's finer figure is
 rounded down to it and the two can be compared."""
-
-
-def protocol_name(number: int) -> str:
-    """The lower-case name of an IP protocol (``tcp``), or ``ip-253`` for one without."""
-    return _PROTOCOL_NAMES.get(number) or f"ip-{number}"
 
 
 def unmapped(address: bytes) -> bytes:

@@ -18,8 +18,8 @@ from procnet.model import (
     ProcessId,
     Reason,
     Traffic,
-    protocol_name,
 )
+from procnet.report.protocols import protocol_name
 
 
 @dataclass(frozen=True, slots=True)

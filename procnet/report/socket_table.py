@@ -7,8 +7,9 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from procnet.model import Process, ProcessId, Socket, SocketScan, protocol_name
+from procnet.model import Process, ProcessId, Socket, SocketScan
 from procnet.report.printable import printable
+from procnet.report.protocols import protocol_name
 
 SCHEMA = "procnet.sockets/1"
 

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from procnet.model import EventKind, OwnerEvent, Process, protocol_name
+from procnet.model import EventKind, OwnerEvent, Process
 from procnet.report.as_json import endpoint_as_json, process_as_json
 from procnet.report.printable import printable
+from procnet.report.protocols import protocol_name
 from procnet.report.report import Endpoint
 
 SCHEMA = "procnet.use/1"

@@ -91,6 +91,7 @@ class Core(CoreOwners):
     """A kernel that takes snapshots, or refuses."""
 
     refuses = False
+    counts = None
 
     def __init__(self) -> None:
         self.asked = 0
