@@ -100,11 +100,7 @@ class ProcessId(NamedTuple):
 
 
 class FlowKey(NamedTuple):
-    """A flow, seen from the socket that owns it. ``netns`` is the network namespace's inode.
-
-    Without a remote end, ``remote_address`` empty, it is all that a socket moved with remote ends
-    that are not told apart: a listener's handshakes, or more of them than there was room for.
-    """
+    """A flow, seen from its socket. ``netns``: an inode; empty ``remote_address``: any of many."""
 
     netns: int
     protocol: int
@@ -148,8 +144,7 @@ class FlowCount(NamedTuple):
     """Packets of one flow in one direction that came without a pause: what counters hand over.
 
     ``key`` is None for what belongs to no flow (``reason`` says why); ``reason`` is otherwise None,
-    or ``FORWARDED``. ``opens`` is true if the first packet is a TCP SYN without ACK, or the first
-    of a connection's socket. ``interface`` is empty where it was counted at a socket.
+    or ``FORWARDED``. ``opens``: the first packet is a TCP SYN without ACK. Sockets: no interface.
     """
 
     interface: str
@@ -353,12 +348,11 @@ class Loss:
     malformed_rows: int = 0
     """Rows of the kernel's socket tables that could not be understood."""
     processes_lost: int = 0
-    """Times that a process could not be described because the ring was full: if it has ended, its
-    name may be all that is known."""
+    """Times that the ring was full and a process not described: its name may be all there is."""
     translations_lost: int = 0
     """Times that the kernel could not tell of all translated connections, or a table was full."""
     unsplit_packets: int = 0
-    """Counted at sockets that had too many remote ends at once: theirs is unknown."""
+    """Of sockets with too many remote ends at once: theirs is unknown."""
     interrupted_captures: int = 0
     """Times an interface went away and its capture had to be opened anew."""
     failures: int = 0

@@ -209,6 +209,9 @@ def _feature(choice: Choice) -> Feature:
 class CoreOwners(Telling):
     """Who uses which socket, told as it happens. Any thread may read or close it."""
 
+    counts: SocketCounts | None = None
+    """What every socket moves, if that is counted; closed with this at the latest."""
+
     def __init__(
         self, loaded: _Loaded, sources: Sources, proc_root: Path, held: contextlib.ExitStack
     ) -> None:
@@ -217,8 +220,6 @@ class CoreOwners(Telling):
         self._bpf = loaded.bpf
         self._proc_root = proc_root
         self._on_demand = [hook for hook in loaded.choice.hooks if hook.on_demand]
-        self.counts: SocketCounts | None = None
-        """What every socket moves, if that is counted; closed with this at the latest."""
         super().__init__(sources, held)
 
     @classmethod

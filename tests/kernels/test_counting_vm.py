@@ -12,7 +12,6 @@ from tests.kernels.test_owners_vm import KERNELS
 SUITE = {
     "tests/privileged/test_kernel_counting.py": 29,
     "tests/privileged/test_socket_counting.py": 21,
-    "tests/privileged/test_kinds.py::test_a_kind_is_named_at_its_sockets": 35,
 }
 
 

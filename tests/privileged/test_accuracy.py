@@ -23,9 +23,11 @@ import pytest
 
 from procnet.bpf import libbpf
 from tests.privileged.accuracy.judging import (
+    PAYLOAD,
     WIRE,
     Evidence,
     Process,
+    at_sockets,
     candidates,
     flow_of,
     judge,
@@ -87,13 +89,13 @@ NOTHING_SHOWS = {
 class Run:
     """One report over everything."""
 
-    def __init__(self, setting: Setting, kernel: str) -> None:
-        interfaces = [word for each in setting.devices for word in ("--interface", each)]
+    def __init__(self, setting: Setting, *rungs: str, devices: list[str]) -> None:
+        interfaces = [word for each in devices for word in ("--interface", each)]
         self.performance: Performance
         self.report: dict[str, Any]
         self.performance, self.report = perform(
             setting,
-            lambda: Reporter(setting.host, *interfaces, "--kernel", kernel, ready_s=READY_S),
+            lambda: Reporter(setting.host, *interfaces, *rungs, ready_s=READY_S),
             Reporter.finish,
             NAMES,
         )
@@ -126,13 +128,19 @@ def setting(programs: Programs) -> Iterator[Setting]:
 
 @pytest.fixture(scope="module")
 def told(setting: Setting) -> Run:
-    return Run(setting, FAMILY)
+    return Run(setting, "--kernel", FAMILY, devices=setting.devices)
 
 
 @pytest.fixture(scope="module")
 def looked_at(setting: Setting) -> Run:
     """The same without the kernel's word."""
-    return Run(setting, "off")
+    return Run(setting, "--kernel", "off", devices=setting.devices)
+
+
+@pytest.fixture(scope="module")
+def of_sockets(setting: Setting) -> Run:
+    """The same, counted at the sockets of every namespace."""
+    return Run(setting, "--kernel", FAMILY, "--counting", "socket", devices=[])
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -163,6 +171,22 @@ def test_looking_names_nobody_wrongly(looked_at: Run, name: str) -> None:
         print(layer, share)
         assert share.error == 0
         assert share.wrong == 0 or name in NOTHING_SHOWS
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_processes_move_is_counted_at_their_sockets(of_sockets: Run, name: str) -> None:
+    """Payload: of the wire a socket does not see all, and nothing of a frame that is injected."""
+    scene = of_sockets.scene(name)
+    show(of_sockets, scene)
+    share = judge(at_sockets(scene.truth), of_sockets.evidence)[PAYLOAD]
+    print(share)
+    if name == "cable_injected":
+        assert share.error == share.truth
+        return
+    assert share.error == 0
+    assert share.wrong == 0
+    assert set(share.unnamed) <= {MAY_BE_UNKNOWN.get(name)}
+    assert share.named + share.unnamed.total() == share.truth
 
 
 def show(run: Run, scene: Scene) -> None:
