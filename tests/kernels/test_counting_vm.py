@@ -11,7 +11,7 @@ from tests.kernels.test_owners_vm import KERNELS
 
 SUITE = {
     "tests/privileged/test_kernel_counting.py": 29,
-    "tests/privileged/test_socket_counting.py": 21,
+    "tests/privileged/test_socket_counting.py": 10,
 }
 
 
