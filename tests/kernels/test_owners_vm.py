@@ -64,6 +64,12 @@ KPROBE = {
 }
 
 
+def environment(family: str) -> dict[str, str]:
+    """For the suites of a family."""
+    played = SHARED if family == "kprobe" else PLAYED
+    return {"PROCNET_OWNERS": family, "PROCNET_SCENARIOS": " ".join(played)}
+
+
 # Before 6.3 the CO-RE rung itself refuses to go without fentry.
 @pytest.mark.vm
 @pytest.mark.parametrize(
@@ -79,6 +85,4 @@ KPROBE = {
 def test_the_native_suites_pass(
     version: str, family: str, suites: dict[str, int], tmp_path: Path
 ) -> None:
-    played = SHARED if family == "kprobe" else PLAYED
-    environment = {"PROCNET_OWNERS": family, "PROCNET_SCENARIOS": " ".join(played)}
-    run_suites(*KERNELS[version], suites, tmp_path, environment)
+    run_suites(*KERNELS[version], suites, tmp_path, environment(family))

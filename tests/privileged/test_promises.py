@@ -25,7 +25,7 @@ from tests.privileged.namespace import TOP
 def test_as_many_tests_as_are_promised(family: str, suites: dict[str, int]) -> None:
     argv = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-qq", "--collect-only"]
     listed = subprocess.run(
-        [*argv, *suites], env={**os.environ, "PROCNET_OWNERS": family},
+        [*argv, *suites], env={**os.environ, **test_owners_vm.environment(family)},
         cwd=TOP, capture_output=True, text=True, timeout=60,
     )  # fmt: skip
     assert listed.returncode == 0, listed.stdout
