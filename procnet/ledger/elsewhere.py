@@ -81,6 +81,8 @@ class Elsewhere:
         # A namespace that is new has its addresses known by the next look.
         if count.reason is None and not (when.looked or when.last_word):
             return UNSEEN
+        if count.reason is None and self._owners.losses.hit(count):
+            return NO_SOCKET
         return self._passed_on(count, when)
 
     def doubt(self, count: FlowCount, verdict: Verdict) -> Verdict:

@@ -28,7 +28,6 @@ NAME = "connection tracking"
 _NETLINK_NETFILTER = 12
 _MAX_ERRNO = 4095  # include/linux/err.h
 _NLMSG_ERROR, _NLMSG_DONE = 2, 3
-_MAX_ERRNO = 4095  # include/linux/err.h
 _NLM_F_REQUEST_DUMP = 0x301
 _CT_GET, _CT_DELETE = 0x101, 0x102  # NFNL_SUBSYS_CTNETLINK is 1
 _GROUP_NEW, _GROUP_DESTROY = 1, 3

@@ -58,8 +58,6 @@ MAY_BE_UNKNOWN = {
     # A packet that has bytes of both, or what is sent until the queue of both is empty.
     "writers_in_turn": "AMBIGUOUS",
     "writers_by_turns": "AMBIGUOUS",
-    # A socket of another namespace, and an address that is not its own.
-    "cable_masqueraded": "NO_SOCKET",
     # bpf/README.md, "Known gaps": without fentry, several sockets on one endpoint.
     **({} if libbpf.can_trace_functions() else {"reuseport_blind": "AMBIGUOUS"}),
     # The same: before 6.3, raw sockets that only receive.

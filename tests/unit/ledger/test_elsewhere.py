@@ -142,6 +142,16 @@ def test_translations_for_other_hosts_are_passed_on() -> None:
     assert house.verdicts() == {Reason.FORWARDED: (1, 101)}
 
 
+def test_but_not_where_one_of_this_host_may_not_have_been_told_of() -> None:
+    house = House()
+    house.translate(masqueraded(source="172.17.0.99"))
+    house.packets(1, on_wire(), payload=101)
+    house.ledger.owners.lost(T0, T0 + 2 * MS)
+    house.looks(20)
+    house.settle(50)
+    assert house.verdicts() == {Reason.NO_SOCKET: (1, 101)}
+
+
 def test_before_and_after_a_translation_the_tuple_is_the_hosts() -> None:
     house = House()
     house.event(-900, BOB, key=on_wire())
