@@ -273,12 +273,12 @@ static __always_inline void read_said(struct __sk_buff *skb, struct said *said)
 /*
  * A packet for a connection that another CPU is just making is given to the listener first and then
  * to the connection (req_stolen in tcp_v4_rcv(): 4.16, e0f9759f530b). It is the same one if it is at
- * the same place in memory and says the same.
+ * the same place in memory, as long, and says the same.
  */
 struct procnet_listened {
 	__u64 packet;
 	struct said said;
-	__u32 pad;
+	__u32 bytes;
 };
 
 struct {
@@ -299,6 +299,7 @@ static __always_inline void note_listened(struct __sk_buff *skb, const struct sa
 		return;
 	last->packet = (long)skb;
 	last->said = *said;
+	last->bytes = skb->len;
 }
 
 static __always_inline bool was_listened_to(struct __sk_buff *skb)
@@ -308,7 +309,7 @@ static __always_inline bool was_listened_to(struct __sk_buff *skb)
 	__u64 packet = (long)skb;
 	struct said said;
 
-	if (!last || last->packet != packet)
+	if (!last || last->packet != packet || last->bytes != skb->len)
 		return false;
 	read_said(skb, &said);
 	return said.seq == last->said.seq && said.ack == last->said.ack &&
