@@ -55,6 +55,9 @@ MAY_BE_UNKNOWN = {
     "never_accepted": "NO_SOCKET",
     # The accept, within the slack of the clocks, may be of the connection before.
     "tuple_reused_at_once": "AMBIGUOUS",
+    # No hook tells of it (bpf/README.md).
+    "sctp": "NO_SOCKET",
+    "cable_sctp": "NO_SOCKET",
     # A packet that has bytes of both, or what is sent until the queue of both is empty.
     "writers_in_turn": "AMBIGUOUS",
     "writers_by_turns": "AMBIGUOUS",

@@ -20,7 +20,9 @@ DISCARD = 9
 """A port that nobody listens on."""
 HOST, PEER, INNER = "host", "peer", "inner"
 """The namespaces: the one that is watched, the other end of its cables, one behind the first."""
-TIMEOUT_S = 20.0
+TIMEOUT_S = 100.0
+"""A socket that is older than the monitor waits until all other scenes are played, in an emulated
+machine too."""
 _WORD_BYTES = 1 << 16
 _SO_RCVBUFFORCE = 33
 _CLONE_NEWNET = 0x40000000
