@@ -16,6 +16,7 @@
 #include <bpf/bpf_endian.h>
 #include <bpf/bpf_helpers.h>
 
+#include "packet.h"
 #include "procnet.h"
 #include "turns.h"
 
@@ -70,22 +71,7 @@ const struct {
 #define HAND_UP 256
 #define COUNTED 0
 
-#define ETH_P_IP 0x0800
-#define ETH_P_IPV6 0x86dd
-#define ETH_P_8021Q 0x8100
-#define ETH_P_8021AD 0x88a8
-#define ETH_P_QINQ1 0x9100
 #define ETHERTYPE_AT 12
-#define IPPROTO_HOPOPTS 0
-#define IPPROTO_ICMP 1
-#define IPPROTO_TCP 6
-#define IPPROTO_UDP 17
-#define IPPROTO_ROUTING 43
-#define IPPROTO_FRAGMENT 44
-#define IPPROTO_AH 51
-#define IPPROTO_ICMPV6 58
-#define IPPROTO_DSTOPTS 60
-#define IPPROTO_UDPLITE 136
 #define PACKET_OUTGOING 4 /* include/uapi/linux/if_packet.h */
 #define LOOPBACK_IFINDEX 1 /* include/net/flow.h; the first one of every namespace */
 #define TAGS 4
@@ -135,28 +121,6 @@ struct {
 	__type(value, __u64);
 } news SEC(".maps");
 
-struct ip4_header {
-	__u8 version_and_words;
-	__u8 tos;
-	__be16 total;
-	__be16 id;
-	__be16 fragment;
-	__u8 ttl;
-	__u8 protocol;
-	__be16 checksum;
-	__be32 source;
-	__be32 destination;
-};
-
-struct ip6_header {
-	__be32 version_and_flow;
-	__be16 payload;
-	__u8 next;
-	__u8 hops;
-	__u8 source[16];
-	__u8 destination[16];
-};
-
 /* As much of the upper header as is ever asked for: up to the flags of TCP. */
 #define UPPER_BYTES 16
 #define SHORT_UPPER_BYTES 8
@@ -191,6 +155,25 @@ static __always_inline bool load(struct __sk_buff *skb, struct place place, void
 	return !bpf_skb_load_bytes_relative(skb, place.at, to, bytes, place.from);
 }
 
+/* How much there is of the upper header: 16 bytes are enough for all, 8 for all but TCP. */
+static __always_inline __u32 load_upper(struct __sk_buff *skb, struct place place, __u8 *to)
+{
+	if (load(skb, place, to, UPPER_BYTES))
+		return UPPER_BYTES;
+	return load(skb, place, to, SHORT_UPPER_BYTES) ? SHORT_UPPER_BYTES : 0;
+}
+
+/* The same with the IP header before it, in one go; -1 if that is not there. */
+static __always_inline int load_packet(struct __sk_buff *skb, struct place place, void *to,
+				       __u32 ip_bytes)
+{
+	if (load(skb, place, to, ip_bytes + UPPER_BYTES))
+		return UPPER_BYTES;
+	if (load(skb, place, to, ip_bytes + SHORT_UPPER_BYTES))
+		return SHORT_UPPER_BYTES;
+	return load(skb, place, to, ip_bytes) ? 0 : -1;
+}
+
 static __always_inline bool read_transport(struct procnet_packet *packet, const __u8 *upper,
 					   __u32 had_bytes)
 {
@@ -216,9 +199,7 @@ static __always_inline bool read_transport(struct procnet_packet *packet, const 
 		if (had_bytes < SHORT_UPPER_BYTES || packet->inner_bytes < 8)
 			return false;
 		packet->header_bytes = 8;
-		/* echo and its reply: RFC 792, RFC 4443 */
-		if (tuple->protocol == IPPROTO_ICMP ? upper[0] == 0 || upper[0] == 8
-						    : upper[0] == 128 || upper[0] == 129)
+		if (is_echo(tuple->protocol, upper[0]))
 			tuple->local_port = tuple->remote_port = upper[4] << 8 | upper[5];
 		return true;
 	default:
@@ -227,15 +208,6 @@ static __always_inline bool read_transport(struct procnet_packet *packet, const 
 	tuple->local_port = upper[0] << 8 | upper[1];
 	tuple->remote_port = upper[2] << 8 | upper[3];
 	return true;
-}
-
-static __always_inline void set_ipv4(__u8 *to, __be32 address)
-{
-	__u32 *words = (__u32 *)to;
-
-	words[0] = words[1] = 0;
-	words[2] = bpf_htonl(0xffff);
-	words[3] = address;
 }
 
 /* 0 if it is not known. The buffer begins with the link header, that of Ethernet if it looks so. */
@@ -256,16 +228,11 @@ static __always_inline bool read_ipv4(struct __sk_buff *skb, struct procnet_pack
 				      struct place place)
 {
 	struct ip4_packet read;
-	__u32 had_bytes = UPPER_BYTES, ip_bytes;
+	int had_bytes = load_packet(skb, place, &read, sizeof(read.ip));
+	__u32 ip_bytes;
 
-	if (!load(skb, place, &read, sizeof(read))) {
-		had_bytes = SHORT_UPPER_BYTES;
-		if (!load(skb, place, &read, sizeof(read.ip) + SHORT_UPPER_BYTES)) {
-			had_bytes = 0;
-			if (!load(skb, place, &read, sizeof(read.ip)))
-				return false;
-		}
-	}
+	if (had_bytes < 0)
+		return false;
 	ip_bytes = (read.ip.version_and_words & 15) * 4;
 	packet->wire_bytes = bpf_ntohs(read.ip.total);
 	/* More than it can say: a buffer of several packets (BIG TCP, 6.3, b1a78b9b9886). */
@@ -277,25 +244,15 @@ static __always_inline bool read_ipv4(struct __sk_buff *skb, struct procnet_pack
 		return false;
 	if (ip_bytes > sizeof(read.ip)) {
 		place.at += ip_bytes;
-		had_bytes = UPPER_BYTES;
-		if (!load(skb, place, read.upper, UPPER_BYTES)) {
-			had_bytes = SHORT_UPPER_BYTES;
-			if (!load(skb, place, read.upper, SHORT_UPPER_BYTES))
-				return false;
-		}
+		had_bytes = load_upper(skb, place, read.upper);
+		if (!had_bytes)
+			return false;
 	}
 	packet->inner_bytes = packet->wire_bytes - ip_bytes;
 	set_ipv4(packet->key.tuple.local_address, read.ip.source);
 	set_ipv4(packet->key.tuple.remote_address, read.ip.destination);
 	packet->key.tuple.protocol = read.ip.protocol;
 	return read_transport(packet, read.upper, had_bytes);
-}
-
-static __always_inline bool is_extension(__u8 protocol)
-{
-	return protocol == IPPROTO_HOPOPTS || protocol == IPPROTO_ROUTING ||
-	       protocol == IPPROTO_FRAGMENT || protocol == IPPROTO_AH ||
-	       protocol == IPPROTO_DSTOPTS;
 }
 
 /* Goes behind the extension headers; false for what is left to user space. */
@@ -314,16 +271,10 @@ static __always_inline bool skip_extensions(struct __sk_buff *skb, struct procne
 		}
 		if (!load(skb, *place, header, sizeof(header)))
 			return false;
-		if (protocol == IPPROTO_FRAGMENT) {
-			/* More fragments, or an offset. */
-			if (header[2] || header[3] & 0xf9)
-				return false;
-			bytes = 8;
-		} else if (protocol == IPPROTO_AH) {
-			bytes = (header[1] + 2) * 4;
-		} else {
-			bytes = (header[1] + 1) * 8;
-		}
+		/* More fragments, or an offset. */
+		if (protocol == IPPROTO_FRAGMENT && (header[2] || header[3] & 0xf9))
+			return false;
+		bytes = extension_bytes(protocol, header[1]);
 		if (bytes > packet->inner_bytes)
 			return false;
 		packet->inner_bytes -= bytes;
@@ -337,18 +288,12 @@ static __always_inline bool read_ipv6(struct __sk_buff *skb, struct procnet_pack
 				      struct place place)
 {
 	struct ip6_packet read;
-	__u32 had_bytes = UPPER_BYTES;
+	int had_bytes = load_packet(skb, place, &read, sizeof(read.ip));
 	__u8 *source = packet->key.tuple.local_address;
 	__u8 *destination = packet->key.tuple.remote_address;
 
-	if (!load(skb, place, &read, sizeof(read))) {
-		had_bytes = SHORT_UPPER_BYTES;
-		if (!load(skb, place, &read, sizeof(read.ip) + SHORT_UPPER_BYTES)) {
-			had_bytes = 0;
-			if (!load(skb, place, &read, sizeof(read.ip)))
-				return false;
-		}
-	}
+	if (had_bytes < 0)
+		return false;
 	/* A payload of 0 may be a jumbogram's. */
 	if ((read.ip.version_and_flow & bpf_htonl(0xf0000000)) != bpf_htonl(0x60000000) ||
 	    !read.ip.payload)
@@ -362,12 +307,7 @@ static __always_inline bool read_ipv6(struct __sk_buff *skb, struct procnet_pack
 		place.at += sizeof(read.ip);
 		if (!skip_extensions(skb, packet, &place))
 			return false;
-		had_bytes = UPPER_BYTES;
-		if (!load(skb, place, read.upper, UPPER_BYTES)) {
-			had_bytes = SHORT_UPPER_BYTES;
-			if (!load(skb, place, read.upper, SHORT_UPPER_BYTES))
-				had_bytes = 0;
-		}
+		had_bytes = load_upper(skb, place, read.upper);
 	}
 	return read_transport(packet, read.upper, had_bytes);
 }

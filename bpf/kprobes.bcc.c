@@ -25,6 +25,7 @@
 
 #include <linux/version.h>
 
+#include "addresses.h"
 #include "procnet.h"
 
 /* The beginning of what fs/mount.h has, which no package of headers has; the same since 3.13. */
@@ -115,27 +116,6 @@ struct procnet_sock {
 };
 
 #define GET(to, from) bpf_probe_read_kernel(&(to), sizeof(to), from)
-
-static inline void set_ipv4(u8 *to, __be32 address)
-{
-	__builtin_memset(to, 0, 10);
-	to[10] = to[11] = 0xff;
-	__builtin_memcpy(to + 12, &address, 4);
-}
-
-static inline bool is_any(const u8 *address)
-{
-	const u32 *word = (const u32 *)address;
-
-	return !word[0] && !word[1] && !word[3] && (!word[2] || word[2] == bpf_htonl(0xffff));
-}
-
-static inline bool is_mapped(const u8 *address)
-{
-	const u32 *word = (const u32 *)address;
-
-	return !word[0] && !word[1] && word[2] == bpf_htonl(0xffff);
-}
 
 /* The inode in socket:[...] of /proc/PID/fd; 0 while the socket has no file (not yet accepted). */
 static inline u64 socket_inode(struct sock *sk)

@@ -22,6 +22,7 @@
 #include <bpf/bpf_tracing.h>
 
 #include "kernel.h"
+#include "packet.h"
 #include "procnet.h"
 #include "turns.h"
 
@@ -95,15 +96,6 @@ const volatile __u32 procnet_only_netns SEC(".rodata.netns") = 0;
 #define SOCK_DGRAM 2
 #define SOCK_RAW 3
 #define TCP_CLOSE 7
-#define ETH_P_IP 0x0800
-#define ETH_P_IPV6 0x86dd
-#define IPPROTO_ICMP 1
-#define IPPROTO_IGMP 2
-#define IPPROTO_TCP 6
-#define IPPROTO_UDP 17
-#define IPPROTO_ICMPV6 58
-#define IPPROTO_SCTP 132
-#define IPPROTO_UDPLITE 136
 #define MSG_PEEK 2
 #define MSG_ERRQUEUE 0x2000
 
@@ -360,27 +352,6 @@ static __noinline bool holds(__u64 inode)
 
 /* Tuples ---------------------------------------------------------------------------------------*/
 
-static __always_inline void set_ipv4(__u8 *to, __be32 address)
-{
-	__builtin_memset(to, 0, 10);
-	to[10] = to[11] = 0xff;
-	__builtin_memcpy(to + 12, &address, 4);
-}
-
-static __always_inline bool is_any(const __u8 *address)
-{
-	const __u32 *word = (const __u32 *)address;
-
-	return !word[0] && !word[1] && !word[3] && (!word[2] || word[2] == bpf_htonl(0xffff));
-}
-
-static __always_inline bool is_mapped(const __u8 *address)
-{
-	const __u32 *word = (const __u32 *)address;
-
-	return !word[0] && !word[1] && word[2] == bpf_htonl(0xffff);
-}
-
 /*
  * A flow between IPv4 addresses, as it stands in a packet: its digest, which is that of its tuple,
  * is there at a third of the cost, and mostly it is all that is needed.
@@ -459,8 +430,7 @@ static __always_inline __u64 socket_inode(struct sock *sk, bool known)
 
 static __always_inline bool is_ping(const struct seen *seen)
 {
-	return seen->type == SOCK_DGRAM &&
-	       (seen->protocol == IPPROTO_ICMP || seen->protocol == IPPROTO_ICMPV6);
+	return seen->type == SOCK_DGRAM && is_icmp(seen->protocol);
 }
 
 /*
@@ -1024,28 +994,6 @@ int on_create(struct bpf_sock *ctx)
 	return 1;
 }
 
-struct ip4_header {
-	__u8 version_and_words;
-	__u8 tos;
-	__be16 length;
-	__be16 id;
-	__be16 fragment;
-	__u8 ttl;
-	__u8 protocol;
-	__be16 check;
-	__be32 source;
-	__be32 destination;
-};
-
-struct ip6_header {
-	__be32 version_class_flow;
-	__be16 length;
-	__u8 next;
-	__u8 hops;
-	__u8 source[16];
-	__u8 destination[16];
-};
-
 #define EXTENSIONS 6
 
 /* Where the transport header is; 0 for a later fragment and for what we cannot follow. */
@@ -1055,16 +1003,13 @@ static __always_inline __u32 skip_extensions(struct __sk_buff *skb, __u8 *next)
 	__u8 head[4];
 
 	for (int i = 0; i < EXTENSIONS; i++) {
-		bool fragment = *next == 44;
-
-		/* hop-by-hop, routing, destination options; fragment; authentication */
-		if (*next != 0 && *next != 43 && *next != 60 && !fragment && *next != 51)
+		if (!is_extension(*next))
 			return at;
 		if (bpf_skb_load_bytes(skb, at, head, sizeof(head)))
 			return 0;
-		if (fragment && ((head[2] << 8 | head[3]) & 0xfff8))
+		if (*next == IPPROTO_FRAGMENT && ((head[2] << 8 | head[3]) & 0xfff8))
 			return 0;
-		at += fragment ? 8 : *next == 51 ? (head[1] + 2) * 4 : (head[1] + 1) * 8;
+		at += extension_bytes(*next, head[1]);
 		*next = head[0];
 	}
 	return 0;
@@ -1073,22 +1018,15 @@ static __always_inline __u32 skip_extensions(struct __sk_buff *skb, __u8 *next)
 /* ICMP: the id of an echo as both ports. */
 static __always_inline void read_ports(struct __sk_buff *skb, __u32 at, struct procnet_tuple *tuple)
 {
-	bool icmp = tuple->protocol == IPPROTO_ICMP, icmp6 = tuple->protocol == IPPROTO_ICMPV6;
 	__be16 words[4];
 
-	if (icmp || icmp6) {
-		__u8 type;
-
-		if (bpf_skb_load_bytes(skb, at, words, sizeof(words)))
-			return;
-		type = *(__u8 *)words;
-		if (icmp ? type != 8 && type != 0 : type != 128 && type != 129)
-			return;
-		tuple->local_port = tuple->remote_port = bpf_ntohs(words[2]);
+	if (is_icmp(tuple->protocol)) {
+		if (!bpf_skb_load_bytes(skb, at, words, sizeof(words)) &&
+		    is_echo(tuple->protocol, *(__u8 *)words))
+			tuple->local_port = tuple->remote_port = bpf_ntohs(words[2]);
 		return;
 	}
-	if (tuple->protocol != IPPROTO_TCP && tuple->protocol != IPPROTO_UDP &&
-	    tuple->protocol != IPPROTO_UDPLITE)
+	if (!has_ports(tuple->protocol))
 		return;
 	if (bpf_skb_load_bytes(skb, at, words, 4))
 		return;
@@ -1569,8 +1507,6 @@ int BPF_PROG(on_skb_consume_udp, struct sock *sk, struct sk_buff *skb, int lengt
 /* Frames that a process has made itself -----------------------------------------------------------*/
 
 #define INJECTION_NS 10000000 /* procnet/ledger/owners.py believes an event for as long */
-#define ETH_P_8021Q 0x8100
-#define ETH_P_8021AD 0x88a8
 #define VLAN_TAGS 2
 
 /* When a process last sent such a frame. */
@@ -1626,21 +1562,16 @@ static __always_inline bool read_frame(struct frame *frame, __u32 at, void *to, 
 static __always_inline bool read_frame_ports(struct frame *frame, __u32 at,
 					     struct procnet_tuple *tuple)
 {
-	bool icmp = tuple->protocol == IPPROTO_ICMP, icmp6 = tuple->protocol == IPPROTO_ICMPV6;
 	__be16 words[4] = {};
-	__u8 type;
 
-	if (icmp || icmp6) {
+	if (is_icmp(tuple->protocol)) {
 		/* One that is cut short has no id. */
-		if (!read_frame(frame, at, words, sizeof(words)))
-			return true;
-		type = *(__u8 *)words;
-		if (icmp ? type == 8 || type == 0 : type == 128 || type == 129)
+		if (read_frame(frame, at, words, sizeof(words)) &&
+		    is_echo(tuple->protocol, *(__u8 *)words))
 			tuple->local_port = tuple->remote_port = bpf_ntohs(words[2]);
 		return true;
 	}
-	if (tuple->protocol != IPPROTO_TCP && tuple->protocol != IPPROTO_UDP &&
-	    tuple->protocol != IPPROTO_UDPLITE)
+	if (!has_ports(tuple->protocol))
 		return true;
 	if (!read_frame(frame, at, words, 4))
 		return false;
