@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from procnet.bpf.events import boot_to_wall_ns
 from procnet.bpf.ring import Ring
@@ -175,8 +175,7 @@ class SocketCounts:
         # After the rows: what has ended meanwhile is in none of them, but has a record.
         records = [*decode_rows(rows), *map(decode_record, self._ring.read())]
         yield from self._differences.take(records, clocks)
-        sent, received = sums[:3], sums[3:]
-        now: Sums = (sent[0], sent[1], sent[2]), (received[0], received[1], received[2])
+        now = cast("Sums", tuple(sums))
         since_ns, self._untold_ns = self._untold_ns, time.clock_gettime_ns(time.CLOCK_BOOTTIME)
         yield from untold(now, self._untold, since_ns, self._untold_ns, clocks)
         self._untold = now

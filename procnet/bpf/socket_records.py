@@ -4,89 +4,96 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Iterable, Iterator
-from operator import attrgetter
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 from procnet.bpf import layout
 from procnet.errors import LayoutError
-from procnet.model import IPV4_WILDCARD, IPV6_WILDCARD, FlowCount, FlowKey, Reason, unmapped
+from procnet.model import MAPPED_PREFIX, FlowCount, FlowKey, Reason
 
-_TUPLE = "16s16sHHB3x"
+_TUPLE = "12s4s12s4sHHB3x"
 RECORD = struct.Struct(f"=H6xQ{_TUPLE}QQQQQQQQQQQQQQQQII")
-"""struct procnet_socket_record: layout, time, tuple, socket, since when; what was sent and when
-last, the same received; what was read of both; namespace, flags."""
+"""struct procnet_socket_record: a SocketRecord."""
 REMOTE_KEY = struct.Struct(f"={_TUPLE}QII")
 """struct procnet_remote_key: tuple, socket, turn, namespace."""
 REMOTE_VALUE = struct.Struct("=QQQQQQQQQQ")
 """struct procnet_remote_value: first time, whether it opens; what was sent and when last, the same
 received."""
 
-_WILDCARDS = (IPV4_WILDCARD, IPV6_WILDCARD)
 _INTERFACE = ""
 _REST, _OPEN = 1, 2  # enum procnet_figures_flag
+_WILDCARD_PREFIXES = (bytes(12), MAPPED_PREFIX)
 
-Sum = tuple[int, int, int]
-"""Packets, wire bytes and payload bytes, since the beginning."""
-Sums = tuple[Sum, Sum]
-"""Sent and received."""
-NOTHING: Sums = ((0, 0, 0), (0, 0, 0))
+Sums = tuple[int, int, int, int, int, int]
+"""Packets, wire bytes and payload bytes, sent and received, since the beginning."""
+NOTHING: Sums = (0, 0, 0, 0, 0, 0)
+_READ = slice(19, 25)
 
-_Known = dict[tuple[int, bool], tuple[Sums, int]]
+_Known = dict[int, tuple[Sums, int]]
 """What was told of a socket, and until when."""
+# The constructor of a NamedTuple takes three times as long.
+_new = tuple.__new__
 
 
 class SocketRecord(NamedTuple):
-    """What a socket has moved with one remote end, or with all of them that had no room."""
+    """What a socket has moved with one remote end, or with all of them that had no room.
 
-    socket: tuple[int, bool]
-    """Its cookie, and whether it is the rest."""
+    An address is what it begins with, and its last four bytes. Times are of CLOCK_BOOTTIME, but
+    that of a last packet, which is of CLOCK_MONOTONIC and up to a tick of the kernel early.
+    """
+
+    layout: int
     time_ns: int
-    """When it was written; as ``since_ns``, of CLOCK_BOOTTIME."""
+    """When it was written."""
+    local_prefix: bytes
+    local: bytes
+    remote_prefix: bytes
+    remote: bytes
+    local_port: int
+    remote_port: int
+    protocol: int
+    cookie: int
     since_ns: int
     """Its first packet, or the last change of hands: what was not told yet is not older."""
-    key: FlowKey
-    sums: Sums
-    last_ns: tuple[int, int]
-    """Of the last packet, sent and received: CLOCK_MONOTONIC, up to a tick of the kernel early."""
-    read: Sums
-    """What rows had told of it until then."""
-    opens: bool
-    """Its first packet was a TCP SYN that it sent."""
+    sent_packets: int
+    sent_wire_bytes: int
+    sent_payload_bytes: int
+    sent_last_ns: int
+    received_packets: int
+    received_wire_bytes: int
+    received_payload_bytes: int
+    received_last_ns: int
+    read_sent_packets: int
+    """This and the next: what rows had told of it until then."""
+    read_sent_wire_bytes: int
+    read_sent_payload_bytes: int
+    read_received_packets: int
+    read_received_wire_bytes: int
+    read_received_payload_bytes: int
+    netns: int
+    flags: int
 
     @property
     def packets(self) -> int:
         """Both ways."""
-        return self.sums[0][0] + self.sums[1][0]
+        return self.sent_packets + self.received_packets
 
 
-def decode_record(raw: bytes | memoryview) -> SocketRecord:
+def decode_record(raw: bytes) -> SocketRecord:
     """Raises LayoutError for a record of another size or layout version than ours."""
     if len(raw) != RECORD.size:
         raise LayoutError(f"a record of a socket has {len(raw)} bytes, not {RECORD.size}")
-    (
-        version, time_ns, local, remote, local_port, remote_port, protocol, cookie, since_ns,
-        sent, sent_wire, sent_payload, sent_ns, received, received_wire, received_payload,
-        received_ns, *read, netns, flags,
-    ) = RECORD.unpack(raw)  # fmt: skip
-    if version != layout.LAYOUT:
-        raise LayoutError(f"a record of a socket has layout {version}, not {layout.LAYOUT}")
-    return SocketRecord(
-        (cookie, bool(flags & _REST)),
-        time_ns,
-        since_ns,
-        _key(netns, protocol, local, local_port, remote, remote_port),
-        ((sent, sent_wire, sent_payload), (received, received_wire, received_payload)),
-        (sent_ns, received_ns),
-        ((read[0], read[1], read[2]), (read[3], read[4], read[5])),
-        bool(flags & _OPEN),
-    )
+    return decode_rows(raw)[0]
 
 
-def decode_rows(rows: bytes) -> Iterator[SocketRecord]:
-    """Records one after the other, as an iterator writes them."""
-    view = memoryview(rows)
-    for at in range(0, len(rows), RECORD.size):
-        yield decode_record(view[at : at + RECORD.size])
+def decode_rows(rows: bytes) -> list[SocketRecord]:
+    """Records one after the other, as an iterator writes them. Raises LayoutError."""
+    if len(rows) % RECORD.size:
+        raise LayoutError(f"records of sockets have {len(rows)} bytes, not {RECORD.size} each")
+    records: list[SocketRecord] = [_new(SocketRecord, raw) for raw in RECORD.iter_unpack(rows)]
+    for record in records:
+        if record[0] != layout.LAYOUT:
+            raise LayoutError(f"a record of a socket has layout {record[0]}, not {layout.LAYOUT}")
+    return records
 
 
 class Clocks(NamedTuple):
@@ -98,24 +105,6 @@ class Clocks(NamedTuple):
     def until(self, since_ns: int, last_ns: int) -> int:
         """The wall-clock time of a last packet, which was not before ``since_ns``, a boot time."""
         return max(since_ns + self.boot_ns, last_ns + self.monotonic_ns)
-
-
-def decode_remote(
-    key: tuple[object, ...], value: tuple[int, ...], clocks: Clocks
-) -> list[FlowCount]:
-    """An entry of the table of remote ends, which has what was moved since the last reading."""
-    local, remote, local_port, remote_port, protocol, _, _, netns = key
-    flow = _key(netns, protocol, local, local_port, remote, remote_port)  # type: ignore[arg-type]
-    first_ns, opens = value[0], bool(value[1])
-    return [
-        FlowCount(
-            _INTERFACE, flow, sent, value[at], value[at + 1], value[at + 2],
-            first_ns + clocks.boot_ns, clocks.until(first_ns, value[at + 3]), opens and not sent,
-            None,
-        )
-        for sent, at in ((True, 2), (False, 6))
-        if value[at]
-    ]  # fmt: skip
 
 
 class Differences:
@@ -136,59 +125,89 @@ class Differences:
         # A record may be written while they are, and say what was told before them.
         self._known_before, self._known = self._known, {}
 
-    def take(self, records: Iterable[SocketRecord], clocks: Clocks) -> Iterator[FlowCount]:
+    def take(self, records: Iterable[SocketRecord], clocks: Clocks) -> list[FlowCount]:
         """Rows and records, in any order."""
-        of_sockets: dict[tuple[int, bool], list[SocketRecord]] = {}
+        counts: list[FlowCount] = []
+        of_sockets: dict[int, list[SocketRecord]] = {}
         for record in records:
-            of_sockets.setdefault(record.socket, []).append(record)
+            # Its cookie, and whether it is the rest.
+            of_sockets.setdefault(record[9] << 1 | record[26] & _REST, []).append(record)
         for socket, its_records in of_sockets.items():
-            # Two may be written at the same time, but a socket's figures only grow.
-            its_records.sort(key=attrgetter("packets"))
+            if len(its_records) > 1:
+                # Two may be written at the same time, but a socket's figures only grow.
+                its_records.sort(key=lambda record: record.packets)
             known = self._known.get(socket) or self._known_before.get(socket)
             before, since_ns = known or (_read_before(its_records), self._rows_before_ns)
             for record in its_records:
-                opens = before == NOTHING and record.opens
-                since_ns = record.since_ns if before == NOTHING else max(since_ns, record.since_ns)
-                yield from moved(record, before, since_ns, clocks, opens=opens)
-                before = _combined(max, before, record.sums)
-                since_ns = max(since_ns, record.time_ns)
+                if before == NOTHING or record[10] > since_ns:
+                    since_ns = record[10]
+                before = _add_difference(counts, record, before, since_ns, clocks)
+                since_ns = max(since_ns, record[1])
             self._known[socket] = before, since_ns
+        return counts
 
 
 def _read_before(records: list[SocketRecord]) -> Sums:
-    read = records[0].read
+    read = cast("Sums", records[0][_READ])
     for record in records[1:]:
-        read = _combined(min, read, record.read)
+        read = _combined(min, read, cast("Sums", record[_READ]))
     return read
 
 
 def _combined(choose: Callable[[int, int], int], one: Sums, other: Sums) -> Sums:
-    (a, b, c), (d, e, f) = (map(choose, x, y) for x, y in zip(one, other, strict=True))
-    return (a, b, c), (d, e, f)
+    return cast("Sums", tuple(map(choose, one, other)))
 
 
-def moved(
-    record: SocketRecord, before: Sums, since_ns: int, clocks: Clocks, *, opens: bool
-) -> Iterator[FlowCount]:
-    """What a record says beside what was known ``before``, as of ``since_ns``."""
-    for sent, now, then, last_ns in zip(
-        (True, False), record.sums, before, record.last_ns, strict=True
-    ):
-        packets, wire_bytes, payload_bytes = (max(0, n - t) for n, t in zip(now, then, strict=True))
+def _add_difference(
+    counts: list[FlowCount], record: SocketRecord, before: Sums, since_ns: int, clocks: Clocks
+) -> Sums:
+    """What a record says beside what was known before; what is known then."""
+    (
+        _, _, local_prefix, local, remote_prefix, remote, local_port, remote_port, protocol, _, _,
+        sent, sent_wire, sent_payload, sent_ns, received, received_wire, received_payload,
+        received_ns, *_, netns, flags,
+    ) = record  # fmt: skip
+    now = (sent, sent_wire, sent_payload, received, received_wire, received_payload)
+    if before != NOTHING:
+        now = _combined(max, before, now)
+    key = _key(netns, protocol, local_prefix, local, local_port, remote_prefix, remote, remote_port)
+    opens = before == NOTHING and bool(flags & _OPEN)
+    first_ns = since_ns + clocks.boot_ns
+    for is_sent, last_ns, at in ((True, sent_ns, 0), (False, received_ns, 3)):
+        packets, wire_bytes = now[at] - before[at], now[at + 1] - before[at + 1]
         if packets or wire_bytes:
-            yield FlowCount(
-                _INTERFACE, record.key, sent, packets, wire_bytes, payload_bytes,
-                since_ns + clocks.boot_ns, clocks.until(since_ns, last_ns), opens, None,
-            )  # fmt: skip
+            counts.append(_new(FlowCount, (
+                _INTERFACE, key, is_sent, packets, wire_bytes, now[at + 2] - before[at + 2],
+                first_ns, max(first_ns, last_ns + clocks.monotonic_ns), opens, None,
+            )))  # fmt: skip
             opens = False
+    return now
+
+
+def decode_remote(
+    key: tuple[object, ...], value: tuple[int, ...], clocks: Clocks
+) -> Iterator[FlowCount]:
+    """An entry of the table of remote ends, which has what was moved since the last reading."""
+    local_prefix, local, remote_prefix, remote, local_port, remote_port, protocol, _, _, netns = key
+    flow = _key(
+        netns, protocol, local_prefix, local, local_port, remote_prefix, remote, remote_port  # type: ignore[arg-type]
+    )  # fmt: skip
+    first_ns, opens = value[0], bool(value[1])
+    for sent, at in ((True, 2), (False, 6)):
+        if value[at]:
+            yield _new(FlowCount, (
+                _INTERFACE, flow, sent, value[at], value[at + 1], value[at + 2],
+                first_ns + clocks.boot_ns, clocks.until(first_ns, value[at + 3]),
+                opens and not sent, None,
+            ))  # fmt: skip
 
 
 def untold(
     sums: Sums, before: Sums, since_ns: int, until_ns: int, clocks: Clocks
 ) -> Iterator[FlowCount]:
     """What sockets have moved of which nobody could be told; of no flow."""
-    for sent, now, then in zip((True, False), sums, before, strict=True):
-        packets, wire_bytes, payload_bytes = (n - t for n, t in zip(now, then, strict=True))
+    for sent, at in ((True, 0), (False, 3)):
+        packets, wire_bytes, payload_bytes = (sums[i] - before[i] for i in range(at, at + 3))
         if packets or wire_bytes:
             yield FlowCount(
                 _INTERFACE, None, sent, packets, wire_bytes, payload_bytes,
@@ -197,9 +216,13 @@ def untold(
 
 
 def _key(
-    netns: int, protocol: int, local: bytes, local_port: int, remote: bytes, remote_port: int
-) -> FlowKey:
-    remote = unmapped(remote)
-    if remote in _WILDCARDS:
+    netns: int, protocol: int, local_prefix: bytes, local: bytes, local_port: int,
+    remote_prefix: bytes, remote: bytes, remote_port: int,
+) -> FlowKey:  # fmt: skip
+    if local_prefix != MAPPED_PREFIX:
+        local = local_prefix + local
+    if remote == b"\0\0\0\0" and remote_prefix in _WILDCARD_PREFIXES:
         remote, remote_port = b"", 0
-    return FlowKey(netns, protocol, unmapped(local), local_port, remote, remote_port)
+    elif remote_prefix != MAPPED_PREFIX:
+        remote = remote_prefix + remote
+    return _new(FlowKey, (netns, protocol, local, local_port, remote, remote_port))

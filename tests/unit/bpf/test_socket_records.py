@@ -6,41 +6,39 @@ import pytest
 
 from procnet.bpf import layout
 from procnet.bpf.socket_records import (
-    NOTHING,
     RECORD,
     Clocks,
     Differences,
     SocketRecord,
-    Sums,
     decode_record,
     decode_remote,
     decode_rows,
     untold,
 )
 from procnet.errors import LayoutError
-from procnet.model import TCP, UDP, FlowCount, FlowKey, Reason
+from procnet.model import MAPPED_PREFIX, TCP, UDP, FlowCount, FlowKey, Reason
 
 BOOT_NS, MONOTONIC_NS = 1_000_000_000_000, 1_000_000_000_500
 CLOCKS = Clocks(BOOT_NS, MONOTONIC_NS)
-HERE, THERE = bytes(10) + b"\xff\xff\x0a\x09\x00\x01", bytes(10) + b"\xff\xff\x0a\x09\x00\x02"
+HERE, THERE = (MAPPED_PREFIX, b"\x0a\x09\x00\x01"), (MAPPED_PREFIX, b"\x0a\x09\x00\x02")
 KEY = FlowKey(7, UDP, b"\x0a\x09\x00\x01", 5000, b"\x0a\x09\x00\x02", 53)
 
 
-def raw_record(*, version: int = layout.LAYOUT, flags: int = 0, remote: bytes = THERE) -> bytes:
+def raw_record(*, version: int = layout.LAYOUT, flags: int = 0) -> bytes:
     return RECORD.pack(
-        version, 41, HERE, remote, 5000, 53, TCP, 99, 37, 2, 210, 150, 39, 3, 307, 223, 40,
+        version, 41, *HERE, *THERE, 5000, 53, TCP, 99, 37, 2, 210, 150, 39, 3, 307, 223, 40,
         1, 101, 73, 0, 0, 0, 7, flags,
     )  # fmt: skip
 
 
 def record(
     sent: int, *, read: int = 0, time_ns: int = 100, since_ns: int = 10, socket: int = 1,
-    opens: bool = False,
+    last_ns: int = 97, flags: int = 0, remote: tuple[bytes, bytes] = THERE,
 ) -> SocketRecord:  # fmt: skip
     """Of so many packets of 100 bytes with 72 of payload; rows told of ``read`` of them."""
     return SocketRecord(
-        (socket, False), time_ns, since_ns, KEY, (of(sent), (0, 0, 0)), (time_ns - 3, 0),
-        (of(read), (0, 0, 0)), opens,
+        layout.LAYOUT, time_ns, *HERE, *remote, 5000, 53, UDP, socket, since_ns, *of(sent), last_ns,
+        0, 0, 0, 0, *of(read), 0, 0, 0, 7, flags,
     )  # fmt: skip
 
 
@@ -50,29 +48,46 @@ def of(packets: int) -> tuple[int, int, int]:
 
 def taken(differences: Differences, *records: SocketRecord) -> list[int]:
     """The packets of each count, which must go with their bytes."""
-    counts = list(differences.take(records, CLOCKS))
+    counts = differences.take(records, CLOCKS)
     assert [count[3:6] for count in counts] == [of(count.packets) for count in counts]
     return [count.packets for count in counts]
 
 
 def test_a_record_is_read() -> None:
-    assert decode_record(raw_record(flags=2)) == SocketRecord(
-        (99, False), 41, 37, KEY._replace(protocol=TCP), ((2, 210, 150), (3, 307, 223)), (39, 40),
-        ((1, 101, 73), (0, 0, 0)), True,
-    )  # fmt: skip
+    found = decode_record(raw_record(flags=2))
+    assert (found.since_ns, found.packets, found.sent_last_ns) == (37, 5, 39)
+    sent, received = Differences().take([found], CLOCKS)
+    key = KEY._replace(protocol=TCP)
+    assert sent == FlowCount(
+        "", key, True, 1, 109, 77, BOOT_NS + 37, MONOTONIC_NS + 39, False, None
+    )
+    assert received == FlowCount(
+        "", key, False, 3, 307, 223, BOOT_NS + 37, MONOTONIC_NS + 40, False, None
+    )
 
 
 def test_rows_are_records_one_after_the_other() -> None:
-    assert list(decode_rows(raw_record() * 3)) == [decode_record(raw_record())] * 3
+    assert decode_rows(raw_record() * 3) == [decode_record(raw_record())] * 3
     with pytest.raises(LayoutError):
-        list(decode_rows(raw_record()[:-1]))
+        decode_rows(raw_record()[:-1])
 
 
-@pytest.mark.parametrize("wildcard", [bytes(16), bytes(10) + b"\xff\xff" + bytes(4)])
-def test_a_rest_has_no_remote_end(wildcard: bytes) -> None:
-    found = decode_record(raw_record(flags=1, remote=wildcard))
-    assert found.socket == (99, True)
-    assert found.key[4:] == (b"", 0)
+@pytest.mark.parametrize("prefix", [bytes(12), MAPPED_PREFIX])
+def test_a_rest_has_no_remote_end_and_is_told_apart(prefix: bytes) -> None:
+    rest = record(5, flags=1, remote=(prefix, bytes(4)))
+    one, other = Differences().take([record(3), rest], CLOCKS)
+    assert (one.packets, one.key) == (3, KEY)
+    assert (other.packets, other.key) == (5, KEY._replace(remote_address=b"", remote_port=0))
+
+
+def test_ipv6_addresses_are_whole() -> None:
+    here, there = bytes(15) + b"\1", b"\xfd" + bytes(15)
+    found = record(1)._replace(
+        local_prefix=here[:12], local=here[12:], remote_prefix=there[:12], remote=there[12:]
+    )
+    (count,) = Differences().take([found], CLOCKS)
+    assert count.key is not None
+    assert (count.key.local_address, count.key.remote_address) == (here, there)
 
 
 @pytest.mark.parametrize("odd", [raw_record(version=layout.LAYOUT + 1), raw_record() + b"\0", b""])
@@ -126,17 +141,17 @@ def test_nothing_is_remembered_of_sockets_that_rest() -> None:
 
 def test_a_connection_opens_once() -> None:
     differences = Differences()
-    counts = list(differences.take([record(1, opens=True), record(2, opens=True)], CLOCKS))
+    counts = differences.take([record(1, flags=2), record(2, flags=2)], CLOCKS)
     assert [count.opens for count in counts] == [True, False]
 
 
 def test_what_was_told_of_nothing_is_not_older_than_the_last_change_of_hands() -> None:
-    (count,) = Differences().take([record(1, since_ns=90, time_ns=91)], CLOCKS)
-    assert (count.first_ns, count.last_ns) == (BOOT_NS + 90, MONOTONIC_NS + 88)
+    (count,) = Differences().take([record(1, since_ns=90, time_ns=91, last_ns=90)], CLOCKS)
+    assert (count.first_ns, count.last_ns) == (BOOT_NS + 90, MONOTONIC_NS + 90)
 
 
 def test_a_tick_is_early_and_never_before_the_change_of_hands() -> None:
-    late = SocketRecord((1, False), 900, 800, KEY, (of(1), (0, 0, 0)), (7, 0), NOTHING, False)
+    late = record(1, time_ns=900, since_ns=800, last_ns=7)
     (count,) = Differences().take([late], CLOCKS)
     assert (count.first_ns, count.last_ns) == (BOOT_NS + 800, BOOT_NS + 800)
 
@@ -152,7 +167,7 @@ def test_what_comes_after_rows_is_not_older_than_the_rows_before() -> None:
 
 
 def test_a_remote_end_has_a_count_for_each_direction() -> None:
-    key = (HERE, THERE, 5000, 53, UDP, 99, 0, 7)
+    key = (*HERE, *THERE, 5000, 53, UDP, 99, 0, 7)
     sent, received = decode_remote(key, (30, 1, 2, 210, 150, 39, 3, 307, 223, 40), CLOCKS)
     assert sent == FlowCount(
         "", KEY, True, 2, 210, 150, BOOT_NS + 30, MONOTONIC_NS + 39, False, None
@@ -163,8 +178,7 @@ def test_a_remote_end_has_a_count_for_each_direction() -> None:
 
 
 def test_what_no_socket_could_tell_is_of_no_flow() -> None:
-    sums: Sums = ((5, 500, 360), (0, 0, 0))
-    (count,) = untold(sums, ((2, 200, 144), (0, 0, 0)), 10, 20, CLOCKS)
+    (count,) = untold((5, 500, 360, 0, 0, 0), (2, 200, 144, 0, 0, 0), 10, 20, CLOCKS)
     assert count == FlowCount(
         "", None, True, 3, 300, 216, BOOT_NS + 10, BOOT_NS + 20, False, Reason.EVICTED
     )
