@@ -60,18 +60,23 @@ def embed(kernel: str, counting: str) -> None:
     """A line of JSON each second: the sums of all reports so far."""
     import procnet
 
-    monitor = procnet.Monitor(["lo"], kernel=kernel, counting=counting)
+    at_sockets = counting == "socket"
+    here = os.stat("/proc/self/ns/net").st_ino
+    monitor = procnet.Monitor(None if at_sockets else ["lo"], kernel=kernel, counting=counting)
     threading.Thread(target=lambda: (sys.stdin.read(), monitor.stop()), daemon=True).start()
     moved: Counter[str] = Counter()
     with monitor:
         say(ready=True, owners=monitor.features.owners, counting=monitor.features.counting)
         for report in monitor:
-            for row in report.processes:
-                moved[f"{row.process.name} sent"] += row.sent.payload_bytes
-                moved[f"{row.process.name} received"] += row.received.payload_bytes
-            for reason, both in report.reasons.items():
-                moved[f"{reason.value} sent"] += both.sent.payload_bytes
-                moved[f"{reason.value} received"] += both.received.payload_bytes
+            rows = [(row.process.name, row) for row in report.processes]
+            rows += [(reason.value, both) for reason, both in report.reasons.items()]
+            if at_sockets:  # of every namespace
+                flows = [row for row in report.flows if row.netns == here]
+                rows = [(row.process or row.reason, row) for row in flows]
+                rows = [(getattr(who, "value", None) or who.name, row) for who, row in rows]
+            for name, row in rows:
+                moved[f"{name} sent"] += row.sent.payload_bytes
+                moved[f"{name} received"] += row.received.payload_bytes
             loss = {name: getattr(report.loss, name) for name in report.loss.__slots__}
             say(
                 moved={name: size for name, size in moved.items() if size},
