@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from functools import lru_cache
 
 from procnet.bpf import layout
 from procnet.bpf.processes import comm_text
@@ -31,6 +32,12 @@ def boot_to_wall_ns() -> int:
     )
 
 
+@lru_cache(256)
+def _local_address(address: bytes) -> bytes:
+    """One object for all that is kept of it: a host has few of these."""
+    return unmapped(address)
+
+
 def decode_event(record: bytes, wall_offset_ns: int) -> OwnerEvent | None:
     """One record, or None if it does not say what happened.
 
@@ -49,7 +56,7 @@ def decode_event(record: bytes, wall_offset_ns: int) -> OwnerEvent | None:
         kind=kind,
         netns=raw.netns,
         protocol=raw.protocol,
-        local_address=unmapped(raw.local_address),
+        local_address=_local_address(raw.local_address),
         local_port=raw.local_port,
         remote_address=remote_address,
         remote_port=remote_port,

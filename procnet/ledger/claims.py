@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from copy import copy
+from functools import lru_cache
 
 from procnet.model import (
     TCP,
@@ -31,6 +32,12 @@ OTHER_GRACE_NS = 1_000_000_000
 def grace_ns(protocol: int) -> int:
     """How long a closed socket still answers for packets."""
     return TCP_GRACE_NS if protocol == TCP else OTHER_GRACE_NS
+
+
+@lru_cache(4096)
+def alone(process: ProcessId) -> frozenset[ProcessId]:
+    """Nobody else: one object for the hundred thousand claims that a busy process may have."""
+    return frozenset((process,))
 
 
 def shifted(at_ns: int, step_ns: int) -> int:
@@ -140,7 +147,7 @@ class Claim:
     def confirm(self, event: OwnerEvent) -> None:
         """It is about whom the event is about."""
         if not event.shared:
-            self.users = frozenset((event.process,))
+            self.users = alone(event.process)
         self.presumed = self.presumed and event.kind is EventKind.ACCEPT
         self.untaken = self.untaken and event.kind is not EventKind.RECEIVE
         self.kernel = event.kernel
@@ -182,7 +189,7 @@ class Claim:
 def told(event: OwnerEvent, begin_ns: int, *, has_remote: bool) -> Claim:
     """What an event says, from its time on."""
     claim = Claim(
-        frozenset((event.process,)),
+        alone(event.process),
         Evidence.KERNEL_EVENT,
         event.inode,
         begin_ns=begin_ns,

@@ -13,6 +13,10 @@ MAX_CLAIMS = 256
 as long as late packets may ask for it."""
 
 
+LAG_NS = 2_000_000_000
+"""Counts come up to a second after their packets."""
+
+
 class Endpoints(dict[FlowKey, list[Claim]]):
     """For each endpoint its claims, oldest first; none is empty. Change it by the methods here."""
 
@@ -49,7 +53,7 @@ class Endpoints(dict[FlowKey, list[Claim]]):
 
     def late(self, now_ns: int) -> list[tuple[FlowKey, list[Claim]]]:
         """Claims that ended so long ago that they answer for no packet any more, by endpoint."""
-        tcp_ns, other_ns = (now_ns - 2 * grace_ns(protocol) for protocol in (TCP, UDP))
+        tcp_ns, other_ns = (now_ns - LAG_NS - grace_ns(protocol) for protocol in (TCP, UDP))
         found = []
         for key, claims in self.items():
             before_ns = tcp_ns if key.protocol == TCP else other_ns

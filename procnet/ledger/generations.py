@@ -15,14 +15,9 @@ MAX_FLOWS = 65_536
 MAX_GENERATIONS = 64
 
 
-class _Opened:
-    __slots__ = ("answered", "at_ns", "sent")
-
-    def __init__(self, at_ns: int, sent: bool) -> None:
-        self.at_ns = at_ns
-        self.sent = sent
-        # Until anything but a SYN is seen, another SYN is the same one sent again.
-        self.answered = False
+# When, whether it was sent, and whether anything but a SYN was seen since: until then, another SYN
+# is the same one sent again. Tuples of plain values, which the collector of garbage passes over.
+_Opened = tuple[int, bool, bool]
 
 
 class Generations:
@@ -30,7 +25,7 @@ class Generations:
 
     def __init__(self, max_flows: int = MAX_FLOWS) -> None:
         self._max_flows = max_flows
-        self._opened: OrderedDict[FlowKey, list[_Opened]] = OrderedDict()
+        self._opened: OrderedDict[FlowKey, tuple[_Opened, ...]] = OrderedDict()
 
     def note(self, count: FlowCount) -> None:
         """Takes every run of a TCP flow, in the order in which they were captured."""
@@ -40,25 +35,30 @@ class Generations:
         if opened is not None:
             self._opened.move_to_end(key)
         if not count.opens:
-            if opened:
-                opened[-1].answered = True
+            if opened and not opened[-1][2]:
+                at_ns, sent, _ = opened[-1]
+                self._opened[key] = (*opened[:-1], (at_ns, sent, True))
             return
         if opened is None:
             if len(self._opened) >= self._max_flows:
                 self._opened.popitem(last=False)
-            opened = self._opened[key] = []
+            opened = ()
+        answered = count.packets > 1
         # A SYN of the other side is no repetition, but another connection (or both open at once).
-        if not opened or opened[-1].answered or opened[-1].sent != count.sent:
-            opened.append(_Opened(count.first_ns, count.sent))
-            del opened[:-MAX_GENERATIONS]
-        if count.packets > 1:
-            opened[-1].answered = True
+        if not opened or opened[-1][2] or opened[-1][1] != count.sent:
+            opened = (*opened, (count.first_ns, count.sent, answered))
+        elif answered:
+            opened = (*opened[:-1], (*opened[-1][:2], True))
+        self._opened[key] = opened[-MAX_GENERATIONS:]
 
     def forget(self, before_ns: int) -> None:
         """Lets go of connections that were followed by another one before that moment."""
-        for opened in self._opened.values():
-            while len(opened) > 1 and opened[1].at_ns <= before_ns:
-                del opened[0]
+        followed = [key for key, opened in self._opened.items() if len(opened) > 1]
+        for key in followed:
+            opened = self._opened[key]
+            while len(opened) > 1 and opened[1][0] <= before_ns:
+                opened = opened[1:]
+            self._opened[key] = opened
 
     def __len__(self) -> int:
         """The connections that it knows of."""
@@ -67,9 +67,9 @@ class Generations:
     def interval(self, key: FlowKey, at_ns: int) -> tuple[int, int]:
         """(first, last) moment of the connection that the five-tuple stood for at ``at_ns``."""
         begin_ns, end_ns = ALWAYS_NS, FOREVER_NS
-        for opened in self._opened.get(key, ()):
-            if opened.at_ns > at_ns:
-                end_ns = opened.at_ns
+        for opened_ns, _, _ in self._opened.get(key, ()):
+            if opened_ns > at_ns:
+                end_ns = opened_ns
                 break
-            begin_ns = opened.at_ns
+            begin_ns = opened_ns
         return begin_ns, end_ns

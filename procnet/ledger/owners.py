@@ -15,6 +15,7 @@ from procnet.ledger.claims import (
     CLOCK_SLACK_NS,
     FOREVER_NS,
     Claim,
+    alone,
     blurred,
     shifted,
     somebody,
@@ -105,8 +106,7 @@ class OwnerTable:
 
     def _use(self, key: FlowKey, event: OwnerEvent) -> None:
         claims = self._claims.at(key)
-        sends, receives = event.sends, event.receives
-        users = {event.process}
+        sends, receives, users = event.sends, event.receives, alone(event.process)
         # A process that has sent by this tuple is not told of again when it receives by it: what
         # lay in the socket before may be its own. (What it sent begins with sure_from_ns.)
         takes = key.protocol != TCP or event.kind in (EventKind.ACCEPT, EventKind.RECEIVE)
@@ -141,7 +141,7 @@ class OwnerTable:
                 begin_ns = min(begin_ns, claim.begin_ns)
         if sends or receives:
             claim = self._add_event_claim(key, event, max(begin_ns, floor_ns))
-            claim.users = frozenset(users)
+            claim.users = users
             claim.sends, claim.receives, claim.shared = sends, receives, event.shared
 
     def _take_first(self, key: FlowKey, event: OwnerEvent) -> None:
@@ -177,7 +177,7 @@ class OwnerTable:
     def _use_endpoint(self, key: FlowKey, event: OwnerEvent) -> None:
         """A socket that is not connected: its user may have used it for other remotes too."""
         takes = event.kind is EventKind.RECEIVE
-        blind = frozenset((event.process,)) if takes and not event.remote_address else frozenset()
+        blind = alone(event.process) if takes and not event.remote_address else frozenset()
         begin_ns = ALWAYS_NS if takes else event.time_ns
         holders: frozenset[ProcessId] = frozenset()
         for claim in [claim for claim in self.claims(key) if claim.inode == event.inode]:
