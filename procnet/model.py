@@ -185,13 +185,14 @@ class Counted(NamedTuple):
     """What the kernel counted: packets between two ends that one interface saw go one way.
 
     Not yet a flow's: whether it was sent or received is for ``capture`` to say. A hundred thousand
-    entries are taken out at once, so an entry is two plain tuples, as ``struct`` makes them.
-    ``evicted`` found the kernel's table full: interface, whether it was outgoing, sums. ``boot_ns``
-    is the wall-clock time of the boot.
+    entries are taken out at once, so they come in batches (how many, and what), which are as small
+    as in the kernel until they are iterated, and an entry is two plain tuples, as ``struct`` makes
+    them. ``evicted`` found the kernel's table full: interface, whether it was outgoing, sums.
+    ``boot_ns`` is the wall-clock time of the boot.
     """
 
     boot_ns: int
-    entries: Iterable[tuple[CountedEnds, CountedSums]]
+    batches: list[tuple[int, Iterable[tuple[CountedEnds, CountedSums]]]]
     evicted: list[tuple[int, bool, CountedSums]]
 
 

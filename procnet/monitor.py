@@ -16,7 +16,8 @@ from collections.abc import Iterator, Sequence
 
 from procnet import ladder
 from procnet.bpf.socket_counts import SocketCounts
-from procnet.capture.tap import CROWD_ENTRIES, Tap
+from procnet.capture.engine import CROWD_ENTRIES
+from procnet.capture.tap import Tap
 from procnet.edge import Edge
 from procnet.engines import open_engine
 from procnet.errors import ProcnetError, UsageError
@@ -30,7 +31,9 @@ from procnet.witnesses import Witnesses, open_hooks
 TICK_S = 0.1
 """How often witnesses are read and runs are settled at the least; sooner if a flow is new."""
 _BUSY_S = 0.05
-_MAX_HANDED_OVER = 1 << 18  # flows; more stay in the kernel, which counts what it has no room for
+_MAX_HANDED_OVER = (
+    1 << 15
+)  # flows, half a second's work; more stay in the tap, where they are smaller
 _BREATH_S = 0.002
 _YIELD_S = 0.001
 _IDLE_S = 0.5
@@ -277,15 +280,16 @@ class Monitor:
 
     def _hand_over(self, tap: Tap | SocketCounts, *, last: bool = False) -> None:
         asked = self._drain_asked.is_set()
-        full = tap.counts_in_kernel and sum(map(len, tuple(self._handed_over))) >= _MAX_HANDED_OVER
-        if last or (not full and (asked or tap.is_due)):
+        if last or asked or tap.is_due:
             until_ns = time.time_ns()
-            counts = tap.drain()
+            room = _MAX_HANDED_OVER - sum(map(len, tuple(self._handed_over)))
+            counts = tap.drain(None if last else max(0, room))
             self._busy = len(counts) > (CROWD_ENTRIES if tap.counts_in_kernel else 0)
             if counts:
                 self._handed_over.append(counts)
                 self._news.set()
-            self._handed_over_until_ns = until_ns
+            if not tap.holds_back:
+                self._handed_over_until_ns = until_ns
         if asked:
             self._drain_asked.clear()
             self._look_asked.set()

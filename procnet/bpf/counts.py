@@ -8,14 +8,13 @@ written, and nothing is counted twice or not at all.
 from __future__ import annotations
 
 import contextlib
-import itertools
 import mmap
 import os
 import socket
 import struct
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, cast
 
@@ -139,7 +138,7 @@ class KernelCounts:
                     raise
             entries, self._entries = self._entries, []
             evicted, self._evicted = self._evicted, []
-        return Counted(boot_ns, itertools.chain.from_iterable(map(_unpack, entries)), evicted)
+        return Counted(boot_ns, [_unpack(*batch) for batch in entries], evicted)
 
     @property
     def waiting_entries(self) -> int:
@@ -205,10 +204,9 @@ class KernelCounts:
                     self._evicted.append((index, outgoing != 0, sums))
 
 
-def _unpack(entries: tuple[bytes, bytes]) -> Iterator[tuple[CountedEnds, CountedSums]]:
-    keys, values = entries
+def _unpack(keys: bytes, values: bytes) -> tuple[int, Iterable[tuple[CountedEnds, CountedSums]]]:
     pairs = zip(_KEY.iter_unpack(keys), _COUNT.iter_unpack(values), strict=True)
-    return cast("Iterator[tuple[CountedEnds, CountedSums]]", pairs)
+    return len(keys) // _KEY.size, cast("Iterable[tuple[CountedEnds, CountedSums]]", pairs)
 
 
 def _load(

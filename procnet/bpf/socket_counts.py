@@ -79,6 +79,7 @@ class SocketCounts:
     interfaces: tuple[str, ...] = ()
     """None: a socket sees no interface."""
     counts_in_kernel = True
+    holds_back = False
     dropped_packets = interruptions = 0
     """No packet waits to be read, and nothing goes away that would have to be opened anew."""
 
@@ -137,10 +138,10 @@ class SocketCounts:
             remotes: int = _WORD.unpack_from(self._news, _REMOTES_AT)[0]
             return self._ring.waiting_bytes > CROWD_BYTES or remotes > CROWD_REMOTES
 
-    def drain(self, *, surely: bool = False) -> list[FlowCount]:
+    def drain(self, most: int | None = None, *, surely: bool = False) -> list[FlowCount]:
         """What was counted since the last call; ``surely`` does not believe that there is nothing.
 
-        Raises LoadError.
+        All of it, whatever is the ``most`` that is asked for. Raises LoadError.
         """
         with self._lock:
             if self._closed:

@@ -4,12 +4,28 @@ from __future__ import annotations
 
 import contextlib
 import gc
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Iterable, Iterator
 from typing import Protocol
 
 from procnet.capture.whose import Whose
-from procnet.model import MAPPED_PREFIX, Counted, FlowCount, FlowKey, Reason
+from procnet.model import (
+    MAPPED_PREFIX,
+    Counted,
+    CountedEnds,
+    CountedSums,
+    FlowCount,
+    FlowKey,
+    Reason,
+)
 
+CROWD_ENTRIES = 8192
+"""The kernel's table has room for eight times as many."""
+MAX_TAKEN = 1 << 18
+"""Entries that wait here, at 100 bytes each; more stay in the kernel, which counts what it has no
+room for."""
+
+_Batch = tuple[int, Iterable[tuple[CountedEnds, CountedSums]]]
 # The constructor of a NamedTuple takes three times as long.
 _new = tuple.__new__
 
@@ -39,6 +55,9 @@ class KernelSide:
         self._netns = netns
         self._interfaces = _Interfaces(netns)
         self._left: list[FlowCount] = []
+        # Entries by the batch, with the wall-clock time of the boot.
+        self._taken: deque[tuple[int, _Batch]] = deque()
+        self._taken_entries = 0
 
     def attach(self, descriptor: int, index: int, name: str, *, loopback: bool) -> None:
         """Counts what comes to a packet socket of that interface."""
@@ -65,18 +84,41 @@ class KernelSide:
         for _, whose in self._interfaces.values():
             whose.local_addresses = addresses
 
-    def drain(self, *, surely: bool = False) -> list[FlowCount]:
-        """What was counted since the last call: a count for each flow that a row belongs to."""
-        # Still there if it fails half-way.
+    def drain(self, most: int | None = None, *, surely: bool = False) -> list[FlowCount]:
+        """What was counted since the last call: a count for each flow that an entry belongs to.
+
+        About ``most``, if there are more: the rest waits here. All of them if that is None.
+        """
         with _collector_at_rest():
-            self._drain_into(self._left, surely)
+            crowded = self._engine.waiting_entries > CROWD_ENTRIES
+            if surely or not self._taken or (crowded and self._taken_entries < MAX_TAKEN):
+                self._take(surely)
+            # What there is stays here if it fails half-way.
+            while self._taken and (most is None or len(self._left) < most):
+                boot_ns, (number, entries) = self._taken.popleft()
+                self._taken_entries -= number
+                self._count(entries, boot_ns)
         found, self._left = self._left, []
         return found
 
-    def _drain_into(self, found: list[FlowCount], surely: bool) -> None:
+    @property
+    def holds_back(self) -> bool:
+        """Was there more than the last drain asked for?"""
+        return bool(self._taken)
+
+    def _take(self, surely: bool) -> None:
+        boot_ns, batches, evicted = self._engine.drain(surely=surely)
+        self._taken.extend((boot_ns, batch) for batch in batches)
+        self._taken_entries += sum(number for number, _ in batches)
+        for index, out, (packets, wire, payload, first_ns, last_ns, _) in evicted:
+            self._left.append(FlowCount(
+                self._interfaces[index][0], None, out, packets, wire, payload, first_ns + boot_ns,
+                last_ns + boot_ns, False, Reason.EVICTED,
+            ))  # fmt: skip
+
+    def _count(self, entries: Iterable[tuple[CountedEnds, CountedSums]], boot_ns: int) -> None:
         # Measured, not guessed: see benchmarks/count_program.py before changing a line.
-        netns, interfaces = self._netns, self._interfaces
-        boot_ns, entries, evicted = self._engine.drain(surely=surely)
+        netns, interfaces, found = self._netns, self._interfaces, self._left
         for ends, sums in entries:
             prefix, source, other_prefix, destination, port, other_port, protocol, out, index = ends
             packets, wire, payload, first_ns, last_ns, opens = sums
@@ -96,16 +138,11 @@ class KernelSide:
                     name, key, sent, packets, wire, payload, first_ns + boot_ns, last_ns + boot_ns,
                     opens, reason,
                 )))  # fmt: skip
-        for index, out, (packets, wire, payload, first_ns, last_ns, _) in evicted:
-            found.append(FlowCount(
-                interfaces[index][0], None, out, packets, wire, payload, first_ns + boot_ns,
-                last_ns + boot_ns, False, Reason.EVICTED,
-            ))  # fmt: skip
 
     @property
     def waiting_entries(self) -> int:
         """How many entries there are to drain, about. Asking costs next to nothing."""
-        return self._engine.waiting_entries
+        return self._taken_entries + self._engine.waiting_entries
 
     def close(self) -> None:
         """Closes the engine. Idempotent."""

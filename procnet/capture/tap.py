@@ -11,7 +11,7 @@ import time
 from collections.abc import Sequence
 
 from procnet.capture.counter import Counter
-from procnet.capture.engine import Engine, KernelSide
+from procnet.capture.engine import CROWD_ENTRIES, Engine, KernelSide
 from procnet.capture.handle import BUFFER_BYTES, TIMEOUT_MS, LiveHandle
 from procnet.capture.interfaces import (
     Interface,
@@ -27,8 +27,6 @@ from procnet.model import FlowCount
 REOPEN_EVERY_S = 1.0
 DRAIN_EVERY_S = 1.0
 """How often the kernel's table of flows is drained while there is room in it."""
-CROWD_ENTRIES = 8192
-"""The kernel's table has room for eight times as many."""
 _PAUSE_S = 0.05
 _PAUSE_NEW_S = 0.002
 
@@ -147,14 +145,22 @@ class Tap:
         new = any(entry.counter.has_new_flows for entry in self._listening.values())
         return since_s >= (_PAUSE_NEW_S if new else _PAUSE_S)
 
-    def drain(self) -> list[FlowCount]:
-        """What was counted since the last call."""
+    @property
+    def holds_back(self) -> bool:
+        """Was there more than the last drain asked for?"""
+        return self._kernel is not None and self._kernel.holds_back
+
+    def drain(self, most: int | None = None) -> list[FlowCount]:
+        """What was counted since the last call.
+
+        Of what the kernel counted about ``most``, if there is more: then another one is due soon.
+        """
         self._drained_s = time.monotonic()
         counts, self._left = self._left, []
         for entry in self._listening.values():
             counts += entry.counter.drain()
         if self._kernel is not None:
-            counts += self._kernel.drain()
+            counts += self._kernel.drain(most)
         # Kept as a figure: another thread must never call into a handle that is being closed.
         self.dropped_packets = self._dropped_before_packets + sum(
             entry.handle.dropped_packets() for entry in self._listening.values()

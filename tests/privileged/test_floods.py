@@ -125,7 +125,7 @@ def wait_until_it_rests(pid: int) -> None:
         resting = spent_s - before_s[0] < 0.05
         before_s[0] = spent_s
         if not resting:
-            time.sleep(0.3)
+            time.sleep(1.3)  # longer than the second between two drains
         return resting
 
     wait_until(rests, "the end of a round's work")

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 import pytest
 
 from procnet.capture.counter import Counter
-from procnet.capture.engine import KernelSide
+from procnet.capture.engine import CROWD_ENTRIES, KernelSide
 from procnet.capture.whose import Whose
 from procnet.errors import LoadError
 from procnet.model import (
@@ -27,6 +27,7 @@ from procnet.model import (
 from procnet.testing.frames import packed, udp_frame
 
 LO, ETH = 1, 7
+BATCH = 7
 OURS, THEIRS, STRANGE = packed("10.0.0.1"), packed("192.0.2.9"), packed("192.0.2.10")
 OUT: Ends = (UDP, OURS, 5000, THEIRS, 53)
 BACK: Ends = (UDP, THEIRS, 53, OURS, 5000)
@@ -41,9 +42,14 @@ class FakeEngine:
         self.attached: list[int] = []
         self.surely: list[bool] = []
         self.closed = False
+        self.waiting = 0
 
     def attach(self, descriptor: int) -> None:
         self.attached.append(descriptor)
+
+    @property
+    def waiting_entries(self) -> int:
+        return self.waiting
 
     def drain(self, *, surely: bool = False) -> Counted:
         self.surely.append(surely)
@@ -63,7 +69,9 @@ class FakeEngine:
                     sums,
                 )  # fmt: skip
 
-        return Counted(400, entries(), evicted)
+        found = list(entries())
+        batches = [found[at : at + BATCH] for at in range(0, len(found), BATCH)]
+        return Counted(400, [(len(batch), batch) for batch in batches], evicted)
 
     def close(self) -> None:
         self.closed = True
@@ -203,8 +211,8 @@ def test_the_collector_of_garbage_is_left_as_it_was(
 
     def rows() -> Iterator[Row]:
         seen.append(gc.isenabled())
-        yield row(OUT)
         raise LoadError("the map cannot be read")
+        yield row(OUT)
 
     engine.rows = rows()
     try:
@@ -220,7 +228,38 @@ def test_the_collector_of_garbage_is_left_as_it_was(
             gc.enable()
     assert seen == [False]
     assert after is at_work
-    assert [count.packets for count in side.drain()] == [3]  # it had been read
+
+
+def test_what_is_too_much_waits_as_small_as_it_was(engine: FakeEngine, side: KernelSide) -> None:
+    engine.surely.clear()
+    engine.rows = [row(OUT, packets=packets) for packets in range(1, 5 * BATCH)]
+    engine.waiting = 17
+    first = side.drain(BATCH + 1)
+    assert [count.packets for count in first] == list(range(1, 2 * BATCH + 1))
+    assert side.waiting_entries == 3 * BATCH - 1 + 17
+    assert side.drain(0) == []
+    assert engine.surely == [False]
+    engine.rows, engine.waiting = [row(None), row(OUT, packets=1009)], CROWD_ENTRIES + 1
+    assert [count.packets for count in side.drain(0)] == [3]  # the table was full, it is read
+    assert [count.packets for count in side.drain()] == [*range(2 * BATCH + 1, 5 * BATCH), 1009]
+    assert engine.surely == [False] * 3
+    engine.waiting = 0
+    assert side.drain() == []
+    assert side.waiting_entries == 0
+
+
+def test_so_much_waits_and_no_more(
+    engine: FakeEngine, side: KernelSide, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("procnet.capture.engine.MAX_TAKEN", 2 * BATCH)
+    engine.surely.clear()
+    engine.waiting = CROWD_ENTRIES + 1
+    for _ in range(5):
+        engine.rows = [row(OUT)] * BATCH
+        side.drain(0)
+    assert len(engine.surely) == 2
+    engine.waiting = 0
+    assert len(side.release(ETH)) == 3 * BATCH
 
 
 def test_ipv6_addresses_are_whole(engine: FakeEngine, side: KernelSide) -> None:
