@@ -65,6 +65,7 @@ def test_a_drain_that_fails_half_way_loses_nothing(
     overflow.refuses = 0
     with pytest.raises(LoadError):
         counts.drain(surely=True)
-    found = [ends for ends, _ in counts.drain().entries]
-    assert len(set(found)) == len(found) == 2 * FLOWS
-    assert list(counts.drain(surely=True).entries) == []
+    drained = counts.drain().batches
+    found = [ends for _, batch in drained for ends, _ in batch]
+    assert len(set(found)) == len(found) == sum(number for number, _ in drained) == 2 * FLOWS
+    assert counts.drain(surely=True).batches == []
