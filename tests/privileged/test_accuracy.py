@@ -71,9 +71,6 @@ MAY_BE_UNKNOWN = {
     ),
 }
 ON_WIRE_MAY_BE_AMBIGUOUS = {
-    # Acknowledgements without payload, to a connection of several who all send.
-    "forked_tcp_sender",
-    "writer_and_reader",
     # What the kernel says for a listener until it is told of the accept, on a busy machine.
     "tuple_reused",
 }
@@ -263,6 +260,15 @@ def test_what_the_kernel_answers_is_nobody_s(told: Run) -> None:
     assert (row["reason"], row["sent"]["packets"]) == ("NO_SOCKET", 1)  # the RST
     (row,) = told.evidence.rows(client)
     assert (named(row), row["received"]["packets"]) == (process_of(client), 1)
+
+
+def test_of_what_is_masqueraded_both_ends_are_told(told: Run) -> None:
+    """The one that the cable has, and the one that the process inside has."""
+    for entry in told.scene("cable_masqueraded").truth:
+        for row in told.evidence.rows(entry):
+            inside = row["socket"]
+            assert inside["netns"] == told.performance.inner != row["netns"]
+            assert [inside["local"]["address"], inside["local"]["port"]] == entry["inside"]
 
 
 def test_a_pid_that_is_used_again_is_two_processes(told: Run) -> None:
