@@ -868,9 +868,9 @@ int BPF_PROG(on_tcp_send_length, struct sock *sk, int result)
  * socket, no timer and no interrupt sends, but `current` does; if there are more bytes in the queue
  * than when the last call to send ended, it has put them there, unless another waits in its call.
  */
-static __always_inline void send_at_egress(struct bpf_sock *sk)
+static __noinline void send_at_egress(struct bpf_sock *sk)
 {
-	struct tcp_sock *tcp = bpf_skc_to_tcp_sock(sk);
+	struct tcp_sock *tcp = sk ? bpf_skc_to_tcp_sock(sk) : NULL;
 	struct sock *sock = (struct sock *)tcp;
 	struct procnet_connection *connection;
 	__u32 written;

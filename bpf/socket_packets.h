@@ -161,25 +161,26 @@ static __noinline struct procnet_counters *begin_datagrams(struct __sk_buff *skb
 	return MADE_STORAGE(counters, sk, &first);
 }
 
-/*
- * Apart, so that the value is off the stack when a record is made: all calls together have 512 bytes
- * (6.1).
- */
+/* Whoever is quicker writes the same. */
 static __noinline struct procnet_counters *begin_rest(struct bpf_sock *sk,
 						      const struct procnet_counters *of)
 {
-	struct procnet_counters first = {};
+	struct procnet_counters *rest;
 
 	if (!sk || !of)
 		return NULL;
-	first.is.tuple = of->is.tuple;
-	__builtin_memset(first.is.tuple.remote_address, 0, 16);
-	first.is.tuple.remote_port = 0;
-	first.is.netns = of->is.netns;
-	first.is.since_ns = bpf_ktime_get_boot_ns();
-	first.is.socket = of->is.socket;
-	first.is.flags = FIGURES_REST;
-	return MADE_STORAGE(rests, sk, &first);
+	rest = MADE_STORAGE(rests, sk, NULL);
+	if (!rest || rest->is.socket)
+		return rest;
+	rest->is.tuple = of->is.tuple;
+	__builtin_memset(rest->is.tuple.remote_address, 0, 16);
+	rest->is.tuple.remote_port = 0;
+	rest->is.netns = of->is.netns;
+	rest->is.since_ns = bpf_ktime_get_boot_ns();
+	rest->is.flags = FIGURES_REST;
+	barrier();
+	rest->is.socket = of->is.socket;
+	return rest;
 }
 
 /* The remote end is one too many: what the socket has moved is known all the same. */
@@ -190,7 +191,7 @@ static __noinline void add_rest(struct bpf_sock *sk, struct procnet_counters *of
 
 	if (!of || !sum)
 		return;
-	if (!rest)
+	if (!rest || !rest->is.socket)
 		rest = begin_rest(sk, of);
 	if (rest)
 		add_packet(rest, sent, sum, false);

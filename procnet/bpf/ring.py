@@ -10,8 +10,11 @@ from __future__ import annotations
 import mmap
 import os
 import struct
+import time
 from pathlib import Path
 
+PATIENCE_S = 1.0
+_PAUSE_S = 0.0002
 _BUSY = 1 << 31
 _DISCARDED = 1 << 30
 _HEADER_BYTES = 8
@@ -64,12 +67,23 @@ class Ring:
         return end - self._position
 
     def read(self) -> list[bytes]:
-        """Every record that is complete, oldest first; at most as many as the ring holds."""
+        """Every record there is, oldest first; at most as many as the ring holds.
+
+        A record whose writer was stopped between reserve and submit, by an interrupt or because its
+        CPU is a virtual one, hides those behind it, which may be complete: it is waited for,
+        ``PATIENCE_S`` at most.
+        """
         end = _POSITION.unpack_from(self._producer)[0]
         if end == self._position:
             return []
         _fence()
         places = self._complete(end)
+        if self._position < end:
+            patient_until_s = time.monotonic() + PATIENCE_S
+            while self._position < end and time.monotonic() < patient_until_s:
+                time.sleep(_PAUSE_S)
+                _fence()
+                places += self._complete(end)
         _fence()
         memory, edge = self._producer, mmap.PAGESIZE + self._data_bytes
         records = [
@@ -83,8 +97,7 @@ class Ring:
         return records
 
     def _complete(self, end: int) -> list[tuple[int, int]]:
-        # From where to where the complete records are. A busy one ends the batch: its writer is
-        # between reserve and submit.
+        # From where to where the complete records are, up to the first busy one.
         places = []
         memory, data_bytes, position = self._producer, self._data_bytes, self._position
         while position < end:

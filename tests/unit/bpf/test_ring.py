@@ -34,7 +34,28 @@ def test_records_come_once_and_in_order(fake: FakeRing, ring: Ring) -> None:
     assert fake.consumed == fake.produced
 
 
-def test_a_record_that_is_being_written_ends_the_batch(fake: FakeRing, ring: Ring) -> None:
+def test_a_record_that_is_being_written_is_waited_for(
+    fake: FakeRing, ring: Ring, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake.write(b"first")
+    place = fake.write(b"second", BUSY)
+    fake.write(b"third")
+    pauses: list[float] = []
+
+    def pause(pause_s: float) -> None:
+        pauses.append(pause_s)
+        if len(pauses) == 3:
+            fake.settle(place, len(b"second"))
+
+    monkeypatch.setattr("procnet.bpf.ring.time.sleep", pause)
+    assert ring.read() == [b"first", b"second", b"third"]
+    assert len(pauses) == 3
+
+
+def test_a_record_that_is_never_written_ends_the_batch(
+    fake: FakeRing, ring: Ring, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("procnet.bpf.ring.PATIENCE_S", 0.01)
     fake.write(b"first")
     place = fake.write(b"second", BUSY)
     fake.write(b"third")
