@@ -43,9 +43,11 @@ class Namespaces:
     def know(self, addresses: Mapping[int, frozenset[bytes]]) -> None:
         """Takes the addresses of each, as far as somebody could tell them."""
         self._unsure -= {n for n, own in addresses.items() if own != self._addresses.get(n)}
-        self._addresses = dict(addresses)
+        # One without a process shows none any more; what its connections end with comes later.
+        kept = {n: own for n, own in self._addresses.items() if n in self._heard_ns}
+        self._addresses = {**kept, **addresses}
         self._homes = {}
-        for netns, own in addresses.items():
+        for netns, own in self._addresses.items():
             for address in own:
                 self._homes.setdefault(address, set()).add(netns)
 

@@ -68,3 +68,15 @@ def test_the_clock_may_be_set() -> None:
     namespaces.shift(3_600_000 * MS)
     namespaces.look(scan(at_ms=3_600_000))
     assert namespaces.that_may_have(HERE) == {ONE}
+
+
+def test_one_without_a_process_keeps_its_addresses_as_long_as_it_is_remembered() -> None:
+    namespaces = Namespaces()
+    namespaces.look(scan(TWO))
+    namespaces.know({ONE: frozenset({HERE}), TWO: frozenset({THERE})})
+    namespaces.look(scan(at_ms=1))
+    namespaces.know({ONE: frozenset({HERE})})
+    assert namespaces.homes(THERE) == {TWO}
+    namespaces.look(scan(at_ms=300_001))
+    namespaces.know({ONE: frozenset({HERE})})
+    assert namespaces.homes(THERE) == set()
