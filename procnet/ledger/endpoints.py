@@ -77,19 +77,19 @@ class Endpoints(dict[FlowKey, list[Claim]]):
         found = [claim for claim in closed[: -MAX_CLAIMS // 2] if claim.injects is injects]
         return found if len(found) > 1 else []
 
-    def oldest(self, number: int) -> list[FlowKey]:
+    def oldest(self, max_endpoints: int, max_closed: int) -> list[FlowKey]:
         """The endpoints to do without: closed ones first, then those that were claimed first."""
-        if number <= 0:
+        if len(self) <= min(max_endpoints, max_closed):
             return []
-        closed = (
+        closed = [
             key
             for key, claims in self.items()
             if claims[-1].end_ns != FOREVER_NS and not any(claim.is_open for claim in claims)
-        )
-        first = list(islice(closed, number))
+        ]
+        first = closed[: max(len(self) - max_endpoints, len(closed) - max_closed, 0)]
         chosen = set(first)
         rest = (key for key in self if key not in chosen)
-        return first + list(islice(rest, number - len(first)))
+        return first + list(islice(rest, max(0, len(self) - len(first) - max_endpoints)))
 
 
 def _port(key: FlowKey) -> Port:

@@ -42,7 +42,7 @@ CONTESTED_NS = 5_000_000_000
 
 
 class OwnerTable:
-    """Claims by endpoint; bounded, the endpoint that was claimed first goes first."""
+    """Claims by endpoint; bounded, closed ones at half of it: who was claimed first goes first."""
 
     def __init__(self, max_endpoints: int = MAX_ENDPOINTS) -> None:
         self.evicted_endpoints = 0
@@ -361,7 +361,7 @@ class OwnerTable:
                 self._let_go(table, key, old)
         for key in [key for key, until_ns in self._contested.items() if until_ns < now_ns]:
             del self._contested[key]
-        for key in self._claims.oldest(len(self._claims) - self._max_endpoints):
+        for key in self._claims.oldest(self._max_endpoints, self._max_endpoints // 2):
             self.evicted_endpoints += 1
             self._let_go(self._claims, key, self._claims[key])
         self.losses.forget()

@@ -158,6 +158,18 @@ def test_a_full_table_lets_go_of_closed_sockets_first_and_of_all_that_points_to_
     assert len(owners._by_inode) <= 10 and len(owners.losses) <= 10
 
 
+def test_closed_sockets_have_half_of_the_table() -> None:
+    owners = OwnerTable(max_endpoints=10)
+    for port in range(1, 10):
+        key = flow(UDP, port)
+        for kind in (EventKind.SEND, EventKind.CLOSE)[: 1 + (port > 2)]:
+            owners.observe([OwnerEvent(port, kind, *key, 7000 + port, ALICE, "a", 0, 0, False)])
+    owners.forget(100)
+    left = [port for port in range(1, 10) if list(owners.claims(flow(UDP, port)))]
+    assert left == [1, 2, 5, 6, 7, 8, 9]
+    assert owners.evicted_endpoints == 2
+
+
 def test_a_socket_whose_endpoint_was_let_go_is_found_again_by_the_next_look() -> None:
     world = World()
     world.ledger.owners._max_endpoints = 1
