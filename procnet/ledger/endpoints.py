@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from itertools import islice
 
-from procnet.ledger.claims import FOREVER_NS, Claim, grace_ns
+from procnet.ledger.claims import Claim, grace_ns
 from procnet.ledger.keys import Port
 from procnet.model import TCP, UDP, FlowKey
 
@@ -77,14 +77,15 @@ class Endpoints(dict[FlowKey, list[Claim]]):
         found = [claim for claim in closed[: -MAX_CLAIMS // 2] if claim.injects is injects]
         return found if len(found) > 1 else []
 
-    def oldest(self, max_endpoints: int, max_closed: int) -> list[FlowKey]:
-        """The endpoints to do without: closed ones first, then those that were claimed first."""
+    def oldest(self, max_endpoints: int, max_closed: int, before_ns: int) -> list[FlowKey]:
+        """The endpoints to do without: first those that were closed by ``before_ns``, of which
+        nothing is waited for, then those that were claimed first."""
         if len(self) <= min(max_endpoints, max_closed):
             return []
         closed = [
             key
             for key, claims in self.items()
-            if claims[-1].end_ns != FOREVER_NS and not any(claim.is_open for claim in claims)
+            if claims[-1].end_ns <= before_ns and not any(claim.is_open for claim in claims)
         ]
         first = closed[: max(len(self) - max_endpoints, len(closed) - max_closed, 0)]
         chosen = set(first)

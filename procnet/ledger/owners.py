@@ -361,7 +361,7 @@ class OwnerTable:
                 self._let_go(table, key, old)
         for key in [key for key, until_ns in self._contested.items() if until_ns < now_ns]:
             del self._contested[key]
-        for key in self._claims.oldest(self._max_endpoints, self._max_endpoints // 2):
+        for key in self._claims.oldest(self._max_endpoints, self._max_endpoints // 2, now_ns):
             self.evicted_endpoints += 1
             self._let_go(self._claims, key, self._claims[key])
         self.losses.forget()
