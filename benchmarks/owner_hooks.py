@@ -4,7 +4,9 @@
 
 Compiles owner_hooks.c (gcc) and runs each of its operations with nothing attached, with the CO-RE
 hooks, with those that count at the sockets too, and with the kprobes (or says why not), in turns,
-while a thread reads the events as a monitor does. Of a run counts the block that took the least
+while a thread reads the events as a monitor does. Beside them, what no counting at a socket can go
+below (least_hooks.bpf.c, clang): two programs that do nothing, and two that only add, and know no
+owner. Of a run counts the block that took the least
 time, since others use this machine too. Then the nanoseconds of one operation, the least of all
 rounds, and how much more that is than with nothing attached: the median of the rounds, each
 compared with itself, and the quartiles in brackets. Lost events end the benchmark: one that finds
@@ -20,9 +22,11 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import os
 import statistics
 import subprocess
 import sys
+import sysconfig
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
@@ -30,8 +34,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from procnet.bpf.cgroup import open_root
 from procnet.bpf.core import CoreOwners
 from procnet.bpf.kprobe import KprobeOwners
+from procnet.bpf.libbpf import BpfObject
 from procnet.bpf.telling import Telling
 from procnet.errors import ProcnetError
 
@@ -60,6 +66,10 @@ SOURCES: dict[str, Callable[[], Telling]] = {
     "CO-RE": CoreOwners.open,
     COUNTING: lambda: CoreOwners.open(counting=True),
     "kprobes": KprobeOwners.open,
+}
+LEAST: dict[str, frozenset[str]] = {
+    "two empty programs": frozenset(("empty_egress", "empty_ingress")),
+    "the least counting": frozenset(("least_egress", "least_ingress")),
 }
 READ_EVERY_S = 0.02
 DRAIN_EVERY_S = 0.1
@@ -93,6 +103,21 @@ def attached(source: str) -> Iterator[None]:
         sys.exit(f"{source} lost {lost} events: the figures would be too good")
 
 
+@contextlib.contextmanager
+def least(image: bytes, programs: frozenset[str]) -> Iterator[None]:
+    """These programs are on every packet of every socket for as long as the block lasts."""
+    with contextlib.ExitStack() as held:
+        root = open_root(Path("/proc"))
+        held.callback(os.close, root)
+        bpf = BpfObject(image)
+        held.callback(bpf.close)
+        bpf.choose(programs)
+        bpf.load()
+        for program in programs:
+            bpf.attach_cgroup(program, root)
+        yield
+
+
 def run_all(program: Path) -> dict[str, float]:
     """Nanoseconds of each operation, from the best block of a run."""
 
@@ -107,13 +132,19 @@ def run_all(program: Path) -> dict[str, float]:
     return best
 
 
-def measure(program: Path, sources: list[str], rounds: int) -> dict[str, list[dict[str, float]]]:
+def measure(
+    program: Path, image: bytes, sources: list[str], rounds: int
+) -> dict[str, list[dict[str, float]]]:
     """For each source, and for nothing attached, what each round has found."""
-    found: dict[str, list[dict[str, float]]] = {name: [] for name in ("nothing", *sources)}
+    found: dict[str, list[dict[str, float]]] = {name: [] for name in ("nothing", *LEAST, *sources)}
     for number in range(rounds):
         order = list(found)
         for name in order if number % 2 else reversed(order):
-            with attached(name) if name in SOURCES else contextlib.nullcontext():
+            if name in LEAST:
+                hooks = least(image, LEAST[name])
+            else:
+                hooks = attached(name) if name in SOURCES else contextlib.nullcontext()
+            with hooks:
                 found[name].append(run_all(program))
     return found
 
@@ -125,7 +156,9 @@ def show(source: str, found: dict[str, list[dict[str, float]]]) -> None:
         on = [each[operation] for each in found[source]]
         added = [(with_it / without - 1) * 100 for without, with_it in zip(off, on, strict=True)]
         low, middle, high = statistics.quantiles(added, n=4)
-        if source == COUNTING:
+        if source in LEAST:
+            target = None
+        elif source == COUNTING:
             target = COUNTING_TARGETS.get(operation)
         aim = "" if target is None else f"+{target} % {'ok' if middle <= target else 'MISSED'}"
         print(
@@ -157,8 +190,12 @@ def main() -> None:
         program = Path(directory, "owner_hooks")
         source = Path(__file__).with_suffix(".c")
         subprocess.run(["gcc", "-O2", "-o", program, source], check=True)
-        found = measure(program, sources, rounds)
-    for name in sources:
+        image = Path(directory, "least_hooks.bpf.o")
+        includes = f"-I/usr/include/{sysconfig.get_config_var('MULTIARCH')}"
+        argv = ["clang", "-target", "bpf", "-O2", "-g", includes, "-o", image, "-c"]
+        subprocess.run([*argv, source.with_name("least_hooks.bpf.c")], check=True)
+        found = measure(program, image.read_bytes(), sources, rounds)
+    for name in (*LEAST, *sources):
         show(name, found)
 
 
