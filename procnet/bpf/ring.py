@@ -58,7 +58,10 @@ class Ring:
         except BaseException:
             self._consumer.close()
             raise
-        self._position: int = _POSITION.unpack_from(self._consumer)[0]
+        # Written in one piece too; pack_into() would clear it first, and whoever reserves a record
+        # in that moment finds no room.
+        self._read_until = memoryview(self._consumer).cast("Q")
+        self._position: int = self._read_until[0]
 
     @property
     def waiting_bytes(self) -> int:
@@ -93,7 +96,7 @@ class Ring:
             for start, stop in places
         ]
         _fence()
-        _POSITION.pack_into(self._consumer, 0, self._position)
+        self._read_until[0] = self._position
         return records
 
     def _complete(self, end: int) -> list[tuple[int, int]]:
@@ -115,6 +118,7 @@ class Ring:
 
     def close(self) -> None:
         """Unmap. Once."""
+        self._read_until.release()
         self._consumer.close()
         self._producer.close()
 

@@ -41,10 +41,11 @@ class FakeRing:
 
     def _put(self, start: int, data: bytes) -> None:
         # Each page twice: here the two are different memory.
-        for offset, byte in enumerate(data):
-            place = (start + offset) % PAGE
-            for half in (0, PAGE):
-                os.pwrite(self.descriptor, bytes([byte]), 2 * PAGE + half + place)
+        place = start % PAGE
+        until_edge, rest = data[: PAGE - place], data[PAGE - place :]
+        for half in (2 * PAGE, 3 * PAGE):
+            os.pwrite(self.descriptor, until_edge, half + place)
+            os.pwrite(self.descriptor, rest, half)
 
     @property
     def consumed(self) -> int:

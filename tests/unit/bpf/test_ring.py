@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -32,6 +34,33 @@ def test_records_come_once_and_in_order(fake: FakeRing, ring: Ring) -> None:
     assert ring.read() == records
     assert ring.read() == []
     assert fake.consumed == fake.produced
+
+
+WATCH = """
+import mmap, struct, sys
+memory = mmap.mmap(int(sys.argv[1]), mmap.PAGESIZE, mmap.MAP_SHARED, mmap.PROT_READ)
+position, last, end = struct.Struct("Q"), 0, int(sys.argv[2])
+print("watching", flush=True)
+while last < end:
+    now, = position.unpack_from(memory)
+    if now < last:
+        sys.exit(f"{now} after {last}")
+    last = now
+"""
+
+
+def test_nobody_ever_sees_the_position_half_written(fake: FakeRing, ring: Ring) -> None:
+    """The kernel takes it for a full ring, and loses an event."""
+    number, record = 50_021, b"x"
+    argv = [sys.executable, "-c", WATCH, str(fake.descriptor), str(number * 16)]
+    with subprocess.Popen(
+        argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, pass_fds=[fake.descriptor], text=True
+    ) as watch:
+        assert watch.stdout is not None and watch.stdout.readline() == "watching\n"
+        for _ in range(number):
+            fake.write(record)
+            assert ring.read() == [record]
+        assert watch.communicate(timeout=60) == ("", "")
 
 
 def test_a_record_that_is_being_written_is_waited_for(
