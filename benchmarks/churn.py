@@ -30,11 +30,12 @@ def main() -> None:
     parser.add_argument("--counting", default="kernel")
     options = parser.parse_args()
     with Namespace("churn") as namespace, tempfile.TemporaryDirectory() as directory:
+        where = [] if options.counting == "socket" else ["--interface", "lo"]
         program = flooding.build(Path(directory))
         namespace.run(["nft", "-f", "-"], stdin=flooding.DEAF_TO_DATAGRAMS)
         arguments = ["churn", str(options.seconds), str(options.rate)]
         with flooding.Flood(namespace, program, *arguments) as flood:
-            reporter = Reporter(namespace, "--counting", options.counting, "--interface", "lo")
+            reporter = Reporter(namespace, "--counting", options.counting, *where)
             started_cpu_s = flooding.cpu_s(reporter.pid)
             flood.begin()
             started_s = time.monotonic()
