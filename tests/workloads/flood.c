@@ -16,10 +16,12 @@
 #include <errno.h>
 #include <net/if.h>
 #include <netpacket/packet.h>
+#include <signal.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/prctl.h>
 #include <sys/socket.h>
 #include <sys/wait.h>
 #include <time.h>
@@ -216,6 +218,8 @@ static void churn(double seconds, long rate)
 		err(1, "server");
 	child = fork();
 	if (!child) {
+		if (prctl(PR_SET_PDEATHSIG, SIGKILL))
+			err(1, "prctl");
 		serve(listener, told[1]);
 		_exit(0);
 	}
