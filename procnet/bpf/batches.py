@@ -71,6 +71,36 @@ class HashMap:
             start = ctypes.byref(place)
 
 
+class TwoTables:
+    """Two maps of one kind that change places: programs write to the one that is in place 0 of an
+    outer map. So nothing is read while it is written, and nothing is told twice or not at all.
+
+    Takes no ownership of the descriptors. Not safe for several threads.
+    """
+
+    def __init__(self, outer: int, tables: tuple[HashMap, HashMap]) -> None:
+        """Programs write to the first of them now."""
+        self._outer = outer
+        self._written, self._empty = tables
+        self._is_unread = False
+
+    def take(self) -> Iterator[tuple[memoryview, memoryview]]:
+        """What was written since the last call, as HashMap.take() has it. Raises LoadError.
+
+        Unless it is read to its end, the next one begins with what was left.
+        """
+        if self._is_unread:
+            yield from self._empty_out()
+        put_map(self._outer, 0, self._empty.descriptor)
+        self._written, self._empty = self._empty, self._written
+        yield from self._empty_out()
+
+    def _empty_out(self) -> Iterator[tuple[memoryview, memoryview]]:
+        self._is_unread = True
+        yield from self._empty.take()
+        self._is_unread = False
+
+
 def possible_cpus() -> int:
     """How many values an entry of a per-CPU map has."""
     number: int = libbpf.load_library().libbpf_num_possible_cpus()

@@ -1,8 +1,7 @@
 """The counting program: attached to capture handles, and what it has counted.
 
 There are two tables. The program writes to one; a drain puts the other, empty one into its place,
-waits until no program is in the first any more, and empties that. So nothing is read while it is
-written, and nothing is counted twice or not at all.
+waits until no program is in the first any more, and empties that.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ from procnet.errors import AccessError, LoadError, UnsupportedError
 from procnet.model import Counted, CountedEnds, CountedSums, Feature
 
 if TYPE_CHECKING:
-    from procnet.bpf.batches import HashMap
+    from procnet.bpf.batches import HashMap, TwoTables
     from procnet.bpf.libbpf import BpfObject
 
 # libbpf.py and batches.py are imported where they are used: see core.py.
@@ -53,8 +52,7 @@ _FEATURE = features.yes(_NAME, "the program could be attached to a packet socket
 class _Loaded(NamedTuple):
     bpf: BpfObject
     program: int
-    counting: int
-    tables: tuple[HashMap, HashMap]
+    tables: TwoTables
     overflow: HashMap
     news: mmap.mmap
 
@@ -69,8 +67,7 @@ class KernelCounts:
     def __init__(self, loaded: _Loaded, held: contextlib.ExitStack) -> None:
         """Use open()."""
         self._program = loaded.program
-        self._counting = loaded.counting
-        self._written, self._empty = loaded.tables
+        self._tables = loaded.tables
         self._overflow = loaded.overflow
         self._news = loaded.news
         self._held = held
@@ -79,7 +76,6 @@ class KernelCounts:
         # What was read; more than one drain's, where one was broken off.
         self._entries: list[tuple[bytes, bytes]] = []
         self._evicted: list[tuple[int, bool, CountedSums]] = []
-        self._is_unread = False
         self._overflowed: dict[tuple[int, int], tuple[int, ...]] = {}
         self._overflow_read_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
 
@@ -169,20 +165,8 @@ class KernelCounts:
         return number
 
     def _take(self) -> None:
-        """Reads the table, which is empty then."""
-        from procnet.bpf.batches import put_map
-
-        if self._is_unread:
-            self._empty_out()
-        put_map(self._counting, 0, self._empty.descriptor)
-        self._written, self._empty = self._empty, self._written
-        self._empty_out()
-
-    def _empty_out(self) -> None:
-        self._is_unread = True  # until it is read to its end
-        for keys, values in self._empty.take():
+        for keys, values in self._tables.take():
             self._entries.append((bytes(keys), bytes(values)))
-        self._is_unread = False
 
     def _take_overflow(self) -> None:
         # Written while it is read, so it only grows: the difference is what is new.
@@ -212,7 +196,7 @@ def _unpack(keys: bytes, values: bytes) -> tuple[int, Iterable[tuple[CountedEnds
 def _load(
     image: bytes, turns_descriptor: int | None, entries: int | None, held: contextlib.ExitStack
 ) -> _Loaded:
-    from procnet.bpf.batches import HashMap
+    from procnet.bpf.batches import HashMap, TwoTables
     from procnet.bpf.libbpf import BpfObject
 
     bpf = BpfObject(image)
@@ -234,10 +218,8 @@ def _load(
     except OSError as error:
         raise LoadError(f"a map of the BPF program cannot be mapped: {error}") from error
     held.callback(news.close)
-    return _Loaded(
-        bpf, bpf.program_descriptor(_PROGRAM), bpf.map_descriptor("counting"), (first, second),
-        overflow, news,
-    )  # fmt: skip
+    tables = TwoTables(bpf.map_descriptor("counting"), (first, second))
+    return _Loaded(bpf, bpf.program_descriptor(_PROGRAM), tables, overflow, news)
 
 
 def probe(host: Host | None = None, image: Path = OBJECT) -> Feature:

@@ -85,7 +85,7 @@ class SocketCounts:
 
     def __init__(self, bpf: BpfObject, proc_root: Path) -> None:
         """``bpf`` is loaded, and whoever has it closes this first. Raises LoadError."""
-        from procnet.bpf.batches import HashMap
+        from procnet.bpf.batches import HashMap, TwoTables
 
         self.unsplit_packets = 0
         """Packets of sockets with too many remote ends at once: theirs is unknown. Only grows."""
@@ -108,11 +108,11 @@ class SocketCounts:
                 held.callback(self._news.close)
             except OSError as error:
                 raise LoadError(f"what sockets move cannot be mapped: {error}") from error
-            self._remotes = bpf.map_descriptor("remotes")
-            self._written, self._empty = (
+            first, second = (
                 HashMap(bpf.map_descriptor(name), REMOTE_KEY.size, REMOTE_VALUE.size)
                 for name in TABLES
             )
+            self._remotes = TwoTables(bpf.map_descriptor("remotes"), (first, second))
             self._held = held.pop_all()
 
     def wait(self, timeout_s: float) -> None:
@@ -199,11 +199,7 @@ class SocketCounts:
         return bool(told)
 
     def _of_remotes(self, clocks: Clocks) -> Iterator[FlowCount]:
-        from procnet.bpf.batches import put_map
-
-        put_map(self._remotes, 0, self._empty.descriptor)
-        self._written, self._empty = self._empty, self._written
-        for keys, values in self._empty.take():
+        for keys, values in self._remotes.take():
             pairs = zip(REMOTE_KEY.iter_unpack(keys), REMOTE_VALUE.iter_unpack(values), strict=True)
             for key, value in pairs:
                 yield from decode_remote(key, value, clocks)

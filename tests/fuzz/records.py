@@ -20,6 +20,7 @@ from pathlib import Path
 from unittest import mock
 
 from procnet.bpf import layout
+from procnet.bpf.batches import TwoTables
 from procnet.bpf.counts import KernelCounts, _Loaded
 from procnet.bpf.events import decode_events
 from procnet.bpf.processes import decode_process
@@ -200,7 +201,8 @@ def _check_counts(data: bytes) -> None:
     # On each CPU a number that the key makes up.
     overflow.values = b"".join(_SUMS.pack(n, n, n, n, n, 0) for key in kept for n in key[:_CPUS])
     news = mmap.mmap(-1, _PAGE)
-    loaded = _Loaded(mock.Mock(), -1, -1, (written, empty), overflow, news)
+    tables = TwoTables(-1, (written, empty))
+    loaded = _Loaded(mock.Mock(), -1, tables, overflow, news)
     side = KernelSide(KernelCounts(loaded, contextlib.ExitStack()), 1)
     with mock.patch("procnet.bpf.batches.put_map"):
         counted = [*side.drain(surely=True), *side.drain(surely=True)]

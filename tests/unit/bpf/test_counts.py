@@ -54,7 +54,8 @@ def test_a_drain_that_fails_half_way_loses_nothing(
     monkeypatch.setattr(batches, "put_map", lambda *_: None)
     first, second, overflow = (Table(number) for number in range(3))
     news = mmap.mmap(-1, mmap.PAGESIZE)
-    loaded = _Loaded(None, 0, 0, (first, second), overflow, news)  # type: ignore[arg-type]
+    tables = batches.TwoTables(0, (first, second))  # type: ignore[arg-type]
+    loaded = _Loaded(None, 0, tables, overflow, news)  # type: ignore[arg-type]
     counts = KernelCounts(loaded, contextlib.ExitStack())
     first.count(range(FLOWS))
     first.refuses = batches_before
