@@ -79,14 +79,14 @@ class Ring:
         end = _POSITION.unpack_from(self._producer)[0]
         if end == self._position:
             return []
+        places: list[tuple[int, int]] = []
+        position, patient_until_s = self._position, time.monotonic() + PATIENCE_S
         _fence()
-        places = self._complete(end)
-        if self._position < end:
-            patient_until_s = time.monotonic() + PATIENCE_S
-            while self._position < end and time.monotonic() < patient_until_s:
-                time.sleep(_PAUSE_S)
-                _fence()
-                places += self._complete(end)
+        while (position := self._find(places, position, end)) < end:
+            if time.monotonic() >= patient_until_s:
+                break
+            time.sleep(_PAUSE_S)
+            _fence()
         _fence()
         memory, edge = self._producer, mmap.PAGESIZE + self._data_bytes
         records = [
@@ -96,13 +96,13 @@ class Ring:
             for start, stop in places
         ]
         _fence()
-        self._read_until[0] = self._position
+        # Not before they are ours: whoever is interrupted reads them again.
+        self._read_until[0] = self._position = position
         return records
 
-    def _complete(self, end: int) -> list[tuple[int, int]]:
-        # From where to where the complete records are, up to the first busy one.
-        places = []
-        memory, data_bytes, position = self._producer, self._data_bytes, self._position
+    def _find(self, places: list[tuple[int, int]], position: int, end: int) -> int:
+        """Adds where the complete records are, up to a busy one; the position behind them."""
+        memory, data_bytes = self._producer, self._data_bytes
         while position < end:
             start = mmap.PAGESIZE + position % data_bytes
             (header,) = _LENGTH.unpack_from(memory, start)
@@ -113,8 +113,7 @@ class Ring:
             if length == header:
                 places.append((start, start + length))
             position += (_HEADER_BYTES + length + 7) & -8
-        self._position = position
-        return places
+        return position
 
     def close(self) -> None:
         """Unmap. Once."""

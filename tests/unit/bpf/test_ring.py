@@ -94,6 +94,22 @@ def test_a_record_that_is_never_written_ends_the_batch(
     assert ring.read() == [b"second", b"third"]
 
 
+def test_an_interrupted_wait_loses_no_record(
+    fake: FakeRing, ring: Ring, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake.write(b"first")
+    place = fake.write(b"second", BUSY)
+
+    def interrupt(_: float) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("procnet.bpf.ring.time.sleep", interrupt)
+        ring.read()
+    fake.settle(place, len(b"second"))
+    assert ring.read() == [b"first", b"second"]
+
+
 def test_a_discarded_record_is_passed_over(fake: FakeRing, ring: Ring) -> None:
     fake.write(b"first")
     fake.write(b"nothing", DISCARDED)
