@@ -12,6 +12,8 @@ from procnet.bpf import libbpf
 from procnet.errors import LoadError
 
 _BATCH_ENTRIES = 4096
+# What a batch may end with: all is well, there is no more, there is no memory or a lock is taken.
+_ENDS = (0, -errno.ENOENT, -errno.ENOMEM, -errno.EBUSY)
 
 
 class HashMap:
@@ -59,15 +61,17 @@ class HashMap:
                 # A bucket holds more than we have room for.
                 self._make_room(2 * self._entries)
                 continue
-            if result < 0 and result != -errno.ENOENT:
-                raise LoadError(f"a BPF map cannot be read: {os.strerror(-result)}")
-            if count.value:
+            # Some may be gone from the map when an error comes (after_loop in
+            # __htab_map_lookup_and_delete_batch()); one that comes before leaves our number there.
+            if count.value and result in _ENDS:
                 yield (
                     memoryview(self._keys)[: count.value * self._key_bytes],
                     memoryview(self._values)[: count.value * self._value_bytes],
                 )
-            if result < 0:
+            if result == -errno.ENOENT:
                 return
+            if result < 0:
+                raise LoadError(f"a BPF map cannot be read: {os.strerror(-result)}")
             start = ctypes.byref(place)
 
 
