@@ -57,7 +57,9 @@ def measured(owners: CoreOwners, netns: int) -> dict[str, list[float]]:
     """The milliseconds of each round, by way."""
     scanner = SocketScanner(max_age_s=3600)
     ways: dict[str, Callable[[], int]] = {
-        "kernel_rows": lambda: len(owners._bpf.run_iterator("on_open_file")) // OPEN_SOCKET.size,
+        "kernel_rows": lambda: (
+            sum(map(len, owners._bpf.run_iterator("on_open_file"))) // OPEN_SOCKET.size
+        ),
         "kernel": lambda: held(owners.snapshot()),
         "scan_cold": lambda: held(scanner.scan(netns, refresh=True)),
         "scan_warm": lambda: held(scanner.scan(netns)),

@@ -67,8 +67,8 @@ def main() -> None:
                 owners.read()
                 if number % 2:
                     # Read as rows, and not told of: the next drain has it.
-                    raw.append(cpu_ms(lambda: owners._bpf.run_iterator(
-                        socket_counts.ITERATOR, "counters")))  # fmt: skip
+                    raw.append(cpu_ms(lambda: list(owners._bpf.run_iterator(
+                        socket_counts.ITERATOR, "counters"))))  # fmt: skip
                     counts.drain(surely=True)
                 else:
                     whole.append(cpu_ms(counts.drain))

@@ -141,7 +141,8 @@ def _start(bpf: BpfObject, choice: Choice, root: int, wanted: _Wanted) -> None:
     for hook in choice.first:
         if not hook.on_demand:
             _attach(bpf, hook, root)
-    bpf.run_iterator(_ITERATOR)
+    for _ in bpf.run_iterator(_ITERATOR):
+        pass  # it notes what it finds, and nobody is told
     for hook in choice.later:
         _attach(bpf, hook, root)
 
@@ -320,7 +321,7 @@ class CoreOwners(Telling):
         started_ns = time.time_ns()
         with self._lock:
             closed = self._final_loss is not None
-            rows = b"" if closed else self._bpf.run_iterator(_ITERATOR)
+            rows = b"" if closed else b"".join(self._bpf.run_iterator(_ITERATOR))
         return decode_snapshot(rows, started_ns, time.time_ns())
 
 

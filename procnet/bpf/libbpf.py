@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import functools
+import mmap
 import os
 import threading
 from collections.abc import Callable, Iterator
@@ -21,7 +22,8 @@ _LOG_BYTES = 1 << 16
 _LOG_KEPT = 40
 _WARN = 0  # enum libbpf_print_level
 _PROG_TYPE_TRACING = 26  # enum bpf_prog_type
-_READ_BYTES = 1 << 16
+# As much as an iterator writes at once (bpf_seq_read()): no record of it is in two pieces.
+_READ_BYTES = 8 * mmap.PAGESIZE
 
 # int (*)(enum libbpf_print_level, const char *, va_list); a va_list is passed as a pointer on
 # x86-64 (an array) and on arm64 (a structure of more than 16 bytes) alike.
@@ -215,10 +217,9 @@ class BpfObject:
             program, lambda which: self._library.bpf_program__attach_cgroup(which, descriptor)
         )
 
-    def run_iterator(self, program: str, map_name: str = "") -> bytes:
-        """Runs an iterator, over a map if it is one for maps, to its end; what it wrote.
-
-        Raises LoadError.
+    def run_iterator(self, program: str, map_name: str = "") -> Iterator[bytes]:
+        """Runs an iterator, over a map if it is one for maps, while what it writes is taken: in
+        pieces, each of whole records. Raises LoadError.
         """
         if map_name:
             of_map = ctypes.c_uint32(self.map_descriptor(map_name))
@@ -238,7 +239,7 @@ class BpfObject:
             with os.fdopen(descriptor, "rb", buffering=0) as stream:
                 # None, EAGAIN, after a million objects for which it wrote nothing: to be read on
                 # (MAX_ITER_OBJECTS, kernel/bpf/bpf_iter.c).
-                return b"".join(filter(None, iter(lambda: stream.read(_READ_BYTES), b"")))
+                yield from filter(None, iter(lambda: stream.read(_READ_BYTES), b""))
         except OSError as error:
             raise _refusal(f"read {program}", error.errno or 0, []) from error
         finally:

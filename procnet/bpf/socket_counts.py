@@ -12,7 +12,6 @@ import mmap
 import struct
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -25,13 +24,13 @@ from procnet.bpf.socket_records import (
     REMOTE_VALUE,
     Clocks,
     Differences,
+    SocketRecord,
     Sums,
-    decode_record,
+    decode_records,
     decode_remote,
-    decode_rows,
     untold,
 )
-from procnet.errors import LoadError
+from procnet.errors import LayoutError, LoadError
 from procnet.model import FlowCount
 
 if TYPE_CHECKING:
@@ -56,9 +55,8 @@ READ_SHARE = 0.05
 # struct procnet_socket_news: whether sockets have moved something; how many remote ends there are
 # of those that have several; packets without one; what was sent and received by sockets of whose
 # end nobody could be told. Native alignment, so that struct moves a number in one piece.
-_NEWS = struct.Struct("QQQQQQQQQ")
-_WORD = struct.Struct("Q")
-_HAS_MOVED_AT, _REMOTES_AT = 0, _WORD.size
+_WORD, _SUMS = struct.Struct("Q"), struct.Struct("6Q")
+_HAS_MOVED_AT, _REMOTES_AT, _UNSPLIT_AT, _UNTOLD_AT = (n * _WORD.size for n in range(4))
 
 
 def _read_clocks() -> Clocks:
@@ -135,24 +133,26 @@ class SocketCounts:
         with self._lock:
             if self._closed:
                 return False
-            remotes: int = _WORD.unpack_from(self._news, _REMOTES_AT)[0]
+            remotes = self._number(_REMOTES_AT)
             return self._ring.waiting_bytes > CROWD_BYTES or remotes > CROWD_REMOTES
 
     def drain(self, most: int | None = None, *, surely: bool = False) -> list[FlowCount]:
         """What was counted since the last call; ``surely`` does not believe that there is nothing.
 
-        All of it, whatever is the ``most`` that is asked for. Raises LoadError.
+        All of it, whatever is the ``most`` that is asked for. Raises LoadError or LayoutError: what
+        had been read comes with the next one.
         """
         with self._lock:
-            if self._closed:
-                left, self._left = self._left, []
-                return left
-            started_s = time.monotonic()
-            counts = list(self._read(surely))
-            self._drained_s = time.monotonic()
-            pause_s = (self._drained_s - started_s) * (1 / READ_SHARE - 1)
-            self._due_s = self._drained_s + max(DRAIN_EVERY_S, pause_s)
-            return counts
+            if not self._closed:
+                started_s = time.monotonic()
+                try:
+                    self._read(surely=surely)
+                finally:
+                    self._drained_s = time.monotonic()
+                    pause_s = (self._drained_s - started_s) * (1 / READ_SHARE - 1)
+                    self._due_s = self._drained_s + max(DRAIN_EVERY_S, pause_s)
+            left, self._left = self._left, []
+            return left
 
     def close(self) -> None:
         """Gives everything back; what was counted can still be drained. Idempotent."""
@@ -160,46 +160,74 @@ class SocketCounts:
             if self._closed:
                 return
             self._closed = True
-            try:
-                # The iterator may pass over one whose neighbour goes away at that moment, and a
-                # record may not be complete yet: once more.
-                self._left = [*self._read(surely=True), *self._read(surely=True)]
-            finally:
-                self._held.close()
+            # Twice, whatever becomes of the first time: the iterator may pass over one whose
+            # neighbour goes away at that moment, and a record may not be complete yet.
+            for _ in range(2):
+                self._held.callback(self._read, surely=True)
+            self._held.close()
 
-    def _read(self, surely: bool) -> Iterator[FlowCount]:
+    def _read(self, *, surely: bool) -> None:
+        """Adds what is new to what is left to be drained."""
         clocks = _read_clocks()
-        _, _, unsplit_packets, *sums = _NEWS.unpack_from(self._news)
-        rows = b""
-        if self._is_news(_HAS_MOVED_AT) or surely:
-            rows = self._read_rows(with_rests=unsplit_packets > 0)
-        # After the rows: what has ended meanwhile is in none of them, but has a record.
-        records = [*decode_rows(rows), *map(decode_record, self._ring.read())]
-        yield from self._differences.take(records, clocks)
-        now = cast("Sums", tuple(sums))
-        since_ns, self._untold_ns = self._untold_ns, time.clock_gettime_ns(time.CLOCK_BOOTTIME)
-        yield from untold(now, self._untold, since_ns, self._untold_ns, clocks)
-        self._untold = now
-        if self._is_news(_REMOTES_AT) or surely:
-            yield from self._of_remotes(clocks)
-        self.unsplit_packets = unsplit_packets
+        try:
+            self._read_figures(clocks, surely=surely)
+            self._read_untold(clocks)
+            if self._is_news(_REMOTES_AT) or surely:
+                self._read_remotes(clocks)
+        except BaseException:
+            # What was read is kept, and what was not is news the next time.
+            _WORD.pack_into(self._news, _HAS_MOVED_AT, 1)
+            _WORD.pack_into(self._news, _REMOTES_AT, 1)
+            raise
 
-    def _read_rows(self, *, with_rests: bool) -> bytes:
-        self._differences.begin_rows(time.clock_gettime_ns(time.CLOCK_BOOTTIME))
-        rows = self._bpf.run_iterator(ITERATOR, "counters")
-        if with_rests:
-            rows += self._bpf.run_iterator(ITERATOR, "rests")
-        return rows
+    def _read_figures(self, clocks: Clocks, *, surely: bool) -> None:
+        raw: list[bytes] = []
+        began_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+        try:
+            self.unsplit_packets = self._number(_UNSPLIT_AT)
+            if is_news := self._is_news(_HAS_MOVED_AT) or surely:
+                for name in ("counters", "rests") if self.unsplit_packets else ("counters",):
+                    for rows in self._bpf.run_iterator(ITERATOR, name):
+                        raw.append(rows)
+            # After the rows: what has ended meanwhile is in none of them, but has a record.
+            raw += self._ring.read()
+            if is_news:
+                self._differences.begin_rows(began_ns)
+        finally:
+            # In any case: the kernel takes what is in a row for told.
+            self._take(raw, clocks)
+
+    def _take(self, raw: list[bytes], clocks: Clocks) -> None:
+        records: list[SocketRecord] = []
+        odd: LayoutError | None = None
+        for each in raw:
+            try:
+                records += decode_records(each)
+            except LayoutError as error:
+                odd = error
+        self._left += self._differences.take(records, clocks)
+        if odd is not None:
+            raise odd
+
+    def _read_untold(self, clocks: Clocks) -> None:
+        sums = cast("Sums", _SUMS.unpack_from(self._news, _UNTOLD_AT))
+        now_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+        self._left += untold(sums, self._untold, self._untold_ns, now_ns, clocks)
+        self._untold, self._untold_ns = sums, now_ns
+
+    def _read_remotes(self, clocks: Clocks) -> None:
+        for keys, values in self._remotes.take():
+            pairs = zip(REMOTE_KEY.iter_unpack(keys), REMOTE_VALUE.iter_unpack(values), strict=True)
+            for key, value in pairs:
+                self._left += decode_remote(key, value, clocks)
 
     def _is_news(self, at: int) -> bool:
         # Cleared before anything is read: what comes in between is told a second time.
-        told: int = _WORD.unpack_from(self._news, at)[0]
+        told = self._number(at)
         if told:
             _WORD.pack_into(self._news, at, 0)
         return bool(told)
 
-    def _of_remotes(self, clocks: Clocks) -> Iterator[FlowCount]:
-        for keys, values in self._remotes.take():
-            pairs = zip(REMOTE_KEY.iter_unpack(keys), REMOTE_VALUE.iter_unpack(values), strict=True)
-            for key, value in pairs:
-                yield from decode_remote(key, value, clocks)
+    def _number(self, at: int) -> int:
+        number: int = _WORD.unpack_from(self._news, at)[0]
+        return number

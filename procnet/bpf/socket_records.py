@@ -78,18 +78,14 @@ class SocketRecord(NamedTuple):
         return self.sent_packets + self.received_packets
 
 
-def decode_record(raw: bytes) -> SocketRecord:
-    """Raises LayoutError for a record of another size or layout version than ours."""
-    if len(raw) != RECORD.size:
-        raise LayoutError(f"a record of a socket has {len(raw)} bytes, not {RECORD.size}")
-    return decode_rows(raw)[0]
+def decode_records(raw: bytes) -> list[SocketRecord]:
+    """One or more, as a ring or an iterator has them.
 
-
-def decode_rows(rows: bytes) -> list[SocketRecord]:
-    """Records one after the other, as an iterator writes them. Raises LayoutError."""
-    if len(rows) % RECORD.size:
-        raise LayoutError(f"records of sockets have {len(rows)} bytes, not {RECORD.size} each")
-    records: list[SocketRecord] = [_new(SocketRecord, raw) for raw in RECORD.iter_unpack(rows)]
+    Raises LayoutError for a record of another size or layout version than ours.
+    """
+    if not raw or len(raw) % RECORD.size:
+        raise LayoutError(f"records of sockets have {len(raw)} bytes, not {RECORD.size} each")
+    records: list[SocketRecord] = [_new(SocketRecord, each) for each in RECORD.iter_unpack(raw)]
     for record in records:
         if record[0] != layout.LAYOUT:
             raise LayoutError(f"a record of a socket has layout {record[0]}, not {layout.LAYOUT}")
@@ -120,7 +116,8 @@ class Differences:
         self._known_before: _Known = {}
 
     def begin_rows(self, now_ns: int) -> None:
-        """Rows are about to be read; they come with the next ``take()``."""
+        """Of all sockets rows were read, from that time on, and then every record: all of them come
+        with the next ``take()``. Rows of some sockets come without this."""
         self._rows_before_ns, self._rows_ns = self._rows_ns, now_ns
         # A record may be written while they are, and say what was told before them.
         self._known_before, self._known = self._known, {}

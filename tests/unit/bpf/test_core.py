@@ -79,9 +79,9 @@ class FakeObject:
         os.fstat(descriptor)
         self.attach(program)
 
-    def run_iterator(self, program: str) -> bytes:
+    def run_iterator(self, program: str) -> list[bytes]:
         self.attached.append(program)
-        return b""
+        return []
 
     def map_descriptor(self, name: str) -> int:
         rings = {"events": self.ring.descriptor, "processes": self.processes.descriptor}

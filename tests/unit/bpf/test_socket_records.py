@@ -10,9 +10,8 @@ from procnet.bpf.socket_records import (
     Clocks,
     Differences,
     SocketRecord,
-    decode_record,
+    decode_records,
     decode_remote,
-    decode_rows,
     untold,
 )
 from procnet.errors import LayoutError
@@ -54,7 +53,7 @@ def taken(differences: Differences, *records: SocketRecord) -> list[int]:
 
 
 def test_a_record_is_read() -> None:
-    found = decode_record(raw_record(flags=2))
+    (found,) = decode_records(raw_record(flags=2))
     assert (found.since_ns, found.packets, found.sent_last_ns) == (37, 5, 39)
     sent, received = Differences().take([found], CLOCKS)
     key = KEY._replace(protocol=TCP)
@@ -67,9 +66,9 @@ def test_a_record_is_read() -> None:
 
 
 def test_rows_are_records_one_after_the_other() -> None:
-    assert decode_rows(raw_record() * 3) == [decode_record(raw_record())] * 3
+    assert decode_records(raw_record() * 3) == decode_records(raw_record()) * 3
     with pytest.raises(LayoutError):
-        decode_rows(raw_record()[:-1])
+        decode_records(raw_record()[:-1])
 
 
 @pytest.mark.parametrize("prefix", [bytes(12), MAPPED_PREFIX])
@@ -93,7 +92,7 @@ def test_ipv6_addresses_are_whole() -> None:
 @pytest.mark.parametrize("odd", [raw_record(version=layout.LAYOUT + 1), raw_record() + b"\0", b""])
 def test_a_record_of_another_layout_is_an_error(odd: bytes) -> None:
     with pytest.raises(LayoutError):
-        decode_record(odd)
+        decode_records(odd)
 
 
 def test_rows_that_follow_each_other_tell_the_difference() -> None:
