@@ -225,8 +225,19 @@ static __noinline bool tell_counters(struct procnet_counters *of)
 	return true;
 }
 
+/* What it has moved with one remote end, or with all that had no room. */
+static __always_inline struct procnet_counters *counters_of(void *sk, bool rest)
+{
+	if (!procnet_counting || (rest && !procnet_news.unsplit_packets))
+		return NULL;
+	return rest ? bpf_sk_storage_get(&rests, sk, NULL, 0)
+		    : bpf_sk_storage_get(&counters, sk, NULL, 0);
+}
+
 static __always_inline void split(struct procnet_counters *of)
 {
+	if (!of)
+		return;
 	__sync_fetch_and_add(&of->turn, 1);
 	if (tell_counters(of))
 		of->is.since_ns = bpf_ktime_get_boot_ns();
@@ -235,19 +246,8 @@ static __always_inline void split(struct procnet_counters *of)
 /* The socket has a new user: what it has moved until now is not the new one's. */
 static __always_inline void split_counts(void *sk)
 {
-	struct procnet_counters *of;
-
-	if (!procnet_counting)
-		return;
-	of = bpf_sk_storage_get(&counters, sk, NULL, 0);
-	if (!of)
-		return;
-	split(of);
-	if (!procnet_news.unsplit_packets)
-		return;
-	of = bpf_sk_storage_get(&rests, sk, NULL, 0);
-	if (of)
-		split(of);
+	split(counters_of(sk, false));
+	split(counters_of(sk, true));
 }
 
 /*
@@ -257,6 +257,8 @@ static __always_inline void split_counts(void *sk)
  */
 static __always_inline void end_of(struct procnet_counters *of)
 {
+	if (!of || of->ended)
+		return;
 	__sync_fetch_and_add(&of->ended, ENDED);
 	if (tell_counters(of)) {
 		/* No row comes any more; what comes late is told apart. */
@@ -272,34 +274,18 @@ static __always_inline void end_of(struct procnet_counters *of)
 
 static __always_inline void end_counters(void *sk)
 {
-	struct procnet_counters *of;
-
-	if (!procnet_counting)
-		return;
-	of = bpf_sk_storage_get(&counters, sk, NULL, 0);
-	if (!of)
-		return;
-	if (!of->ended)
-		end_of(of);
-	if (!procnet_news.unsplit_packets)
-		return;
-	of = bpf_sk_storage_get(&rests, sk, NULL, 0);
-	if (of && !of->ended)
-		end_of(of);
+	end_of(counters_of(sk, false));
+	end_of(counters_of(sk, true));
 }
 
 /* connect() after a connection that has ended: the socket is another one, as far as we go. */
 static __always_inline void begin_counters_anew(void *sk)
 {
-	struct procnet_counters *of;
+	struct procnet_counters *of = counters_of(sk, false);
 
-	if (!procnet_counting)
-		return;
-	of = bpf_sk_storage_get(&counters, sk, NULL, 0);
 	if (!of || !of->is.socket)
 		return;
-	if (!of->ended)
-		end_of(of);
+	end_of(of);
 	__builtin_memset(&of->is, 0, sizeof(of->is));
 	__builtin_memset(&of->sent_told, 0, sizeof(of->sent_told));
 	__builtin_memset(&of->received_told, 0, sizeof(of->received_told));
