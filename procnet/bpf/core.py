@@ -210,13 +210,17 @@ def _feature(choice: Choice) -> Feature:
 class CoreOwners(Telling):
     """Who uses which socket, told as it happens. Any thread may read or close it."""
 
-    counts: SocketCounts | None = None
-    """What every socket moves, if that is counted; closed with this at the latest."""
-
     def __init__(
-        self, loaded: _Loaded, sources: Sources, proc_root: Path, held: contextlib.ExitStack
+        self,
+        loaded: _Loaded,
+        sources: Sources,
+        counts: SocketCounts | None,
+        proc_root: Path,
+        held: contextlib.ExitStack,
     ) -> None:
         """Use open()."""
+        self.counts = counts
+        """What every socket moves, if that is counted; closed with this at the latest."""
         self._choice = loaded.choice
         self._bpf = loaded.bpf
         self._proc_root = proc_root
@@ -252,10 +256,11 @@ class CoreOwners(Telling):
                 loaded.bpf.map_descriptor(name) for name in ("events", "processes", "lost")
             )
             sources = Sources.open(events, processes, lost, host.proc_root, held)
-            owners = cls(loaded, sources, host.proc_root, held.pop_all())
+            counts = None
             if counting:
-                owners.counts = SocketCounts(loaded.bpf, host.proc_root)
-            return owners
+                counts = SocketCounts(loaded.bpf, host.proc_root)
+                held.callback(counts.close)
+            return cls(loaded, sources, counts, host.proc_root, held.pop_all())
 
     @property
     def hooks(self) -> tuple[str, ...]:
@@ -306,12 +311,6 @@ class CoreOwners(Telling):
     def feature(self) -> Feature:
         """What it is, with what is missing of it."""
         return _feature(self._choice)
-
-    def close(self) -> None:
-        """Detach and give everything back. May be called again."""
-        if self.counts is not None:
-            self.counts.close()
-        super().close()
 
     def snapshot(self) -> SocketScan:
         """Every socket that a process has open now, with all of them: a look, by the kernel itself.

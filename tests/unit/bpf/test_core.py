@@ -6,8 +6,9 @@ import os
 import shutil
 import struct
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import ClassVar
 
 import pytest
@@ -30,9 +31,11 @@ EVERY_NAME = b"".join(
         b"btf_trace_tcp_sendmsg_locked", b"btf_trace_sock_send_length", b"tcp_sendmsg",
         b"btf_trace_tcp_rcv_space_adjust", b"btf_trace_sock_recv_length", b"skb_consume_udp",
         b"security_sock_graft", b"btf_trace_net_dev_queue", b"btf_trace_sched_process_exec",
+        b"btf_trace_tcp_destroy_sock",
     )
 )  # fmt: skip
 CONTRACT = struct.pack("=IIII", layout.LAYOUT, *core.RECORDS_BYTES)
+COUNTS_CONTRACT = struct.pack("=IIII", layout.LAYOUT, *socket_counts.RECORDS_BYTES)
 
 
 class FakeObject:
@@ -54,14 +57,13 @@ class FakeObject:
         self.made.append(self)
 
     def initial_value(self, name: str) -> bytes:
-        assert name == ".rodata.contract"
-        return self.contract
+        return {".rodata.contract": self.contract, ".rodata.counts": COUNTS_CONTRACT}[name]
 
     def choose(self, programs: frozenset[str]) -> None:
         self.loaded = programs
 
     def set_constant(self, name: str, value: bytes) -> None:
-        assert (name, value) == (".rodata.netns", bytes(4))
+        assert value == {".rodata.netns": bytes(4), ".rodata.counting": core._YES}[name]
 
     def leave_out(self, map_name: str) -> None:
         assert map_name in socket_counts.MAPS
@@ -209,6 +211,23 @@ def test_an_object_of_another_layout_is_refused(
         CoreOwners.open(host, image)
     assert probe(host, image).support is Support.NO
     assert all(each.closed for each in fake.made)
+
+
+def refuse(*_: object) -> None:
+    raise LoadError("no")
+
+
+@pytest.mark.parametrize("opened", [refuse, lambda *_: SimpleNamespace(close=refuse)])
+def test_counting_that_cannot_be_opened_or_read_to_its_end_leaves_nothing(
+    host: Host, image: Path, fake: type[FakeObject], monkeypatch: pytest.MonkeyPatch,
+    opened: Callable[..., object],
+) -> None:  # fmt: skip
+    monkeypatch.setattr(core, "SocketCounts", opened)
+    files = len(os.listdir("/proc/self/fd"))
+    with pytest.raises(LoadError, match="no"):
+        CoreOwners.open(host, image, counting=True).close()
+    assert [each.closed for each in fake.made] == [True]
+    assert len(os.listdir("/proc/self/fd")) == files
 
 
 # -- the choice -------------------------------------------------------------------------------
