@@ -209,13 +209,12 @@ class BpfObject:
 
     def attach(self, program: str) -> None:
         """A tracing program, where its section says."""
-        self._link(program, lambda which: self._library.bpf_program__attach(which))
+        self._links.append(self._link(program, self._library.bpf_program__attach))
 
     def attach_cgroup(self, program: str, descriptor: int) -> None:
         """A cgroup program."""
-        self._link(
-            program, lambda which: self._library.bpf_program__attach_cgroup(which, descriptor)
-        )
+        attach = self._library.bpf_program__attach_cgroup
+        self._links.append(self._link(program, attach, descriptor))
 
     def run_iterator(self, program: str, map_name: str = "") -> Iterator[bytes]:
         """Runs an iterator, over a map if it is one for maps, while what it writes is taken: in
@@ -226,11 +225,10 @@ class BpfObject:
             options = _IterateMap(
                 ctypes.sizeof(_IterateMap), ctypes.addressof(of_map), ctypes.sizeof(of_map)
             )
-            iterate = self._library.bpf_program__attach_iter
-            self._link(program, lambda which: iterate(which, ctypes.byref(options)))
+            attach = self._library.bpf_program__attach_iter
+            link = self._link(program, attach, ctypes.byref(options))
         else:
-            self.attach(program)
-        link = self._links.pop()
+            link = self._link(program, self._library.bpf_program__attach)
         try:
             with _collected() as lines:
                 descriptor = self._library.bpf_iter_create(self._library.bpf_link__fd(link))
@@ -289,13 +287,13 @@ class BpfObject:
             raise LoadError(f"the object file has no map {name}")
         return found
 
-    def _link(self, program: str, attach: Callable[[int], int | None]) -> None:
+    def _link(self, program: str, attach: Callable[..., int | None], *arguments: Any) -> int:
         with _collected() as lines:
-            link = attach(self._programs[program])
+            link = attach(self._programs[program], *arguments)
             number = ctypes.get_errno()
         if not link:
             raise _refusal(f"attach {program}", number, lines)
-        self._links.append(link)
+        return link
 
     def _check(self, what: str, function: Callable[..., int], *arguments: Any) -> None:
         with _collected() as lines:
