@@ -107,19 +107,22 @@ class Differences:
     """Turns what was moved since the beginning into what was moved since the last time.
 
     A record and a row say what rows had told of the socket before. What was told since the last
-    rows is remembered here: that is all there is to remember, however many sockets live.
+    rows is remembered here, and for two more rounds of them: a record may be written while they
+    are, and say what was told before them; and the iterator may pass over a socket once, when its
+    neighbour goes away. That is all there is to remember, however many sockets live.
     """
 
     def __init__(self) -> None:
         self._rows_ns = self._rows_before_ns = 0
         self._known: _Known = {}
         self._known_before: _Known = {}
+        self._known_long_before: _Known = {}
 
     def begin_rows(self, now_ns: int) -> None:
         """Of all sockets rows were read, from that time on, and then every record: all of them come
         with the next ``take()``. Rows of some sockets come without this."""
         self._rows_before_ns, self._rows_ns = self._rows_ns, now_ns
-        # A record may be written while they are, and say what was told before them.
+        self._known_long_before = self._known_before
         self._known_before, self._known = self._known, {}
 
     def take(self, records: Iterable[SocketRecord], clocks: Clocks) -> list[FlowCount]:
@@ -134,7 +137,11 @@ class Differences:
                 # Two may be written at the same time, but a socket's figures only grow.
                 its_records.sort(key=lambda record: record.packets)
             known = self._known.get(socket) or self._known_before.get(socket)
-            before, since_ns = known or (_read_before(its_records), self._rows_before_ns)
+            if known is None:
+                passed_over = self._known_long_before.get(socket)
+                told = passed_over[0] if passed_over else _read_before(its_records)
+                known = told, self._rows_before_ns
+            before, since_ns = known
             for record in its_records:
                 if before == NOTHING or record[10] > since_ns:
                     since_ns = record[10]

@@ -120,6 +120,16 @@ def test_a_record_that_was_written_during_rows_may_come_after_them() -> None:
     assert taken(differences, record(13, read=7)) == [5]
 
 
+def test_a_socket_that_the_iterator_has_passed_over_is_not_told_twice() -> None:
+    differences = Differences()
+    differences.begin_rows(50)
+    assert taken(differences, record(3), record(5)) == [3, 2]
+    differences.begin_rows(60)
+    assert taken(differences) == []
+    differences.begin_rows(70)
+    assert taken(differences, record(9)) == [4]
+
+
 def test_records_and_rows_may_come_in_any_order() -> None:
     differences = Differences()
     assert taken(differences, record(9, read=4), record(4), record(9, read=4)) == [4, 5]
@@ -136,6 +146,7 @@ def test_nothing_is_remembered_of_sockets_that_rest() -> None:
         differences.begin_rows(number)
         taken(differences, record(number + 1, read=number, socket=number))
     assert len(differences._known) + len(differences._known_before) == 2
+    assert len(differences._known_long_before) == 1
 
 
 def test_a_connection_opens_once() -> None:
