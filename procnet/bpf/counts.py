@@ -170,8 +170,7 @@ class KernelCounts:
 
     def _take_overflow(self) -> None:
         # Written while it is read, so it only grows: the difference is what is new.
-        since_ns = self._overflow_read_ns
-        self._overflow_read_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+        since_ns, began_ns = self._overflow_read_ns, time.clock_gettime_ns(time.CLOCK_BOOTTIME)
         for keys, values in self._overflow.read():
             counts = list(_COUNT.iter_unpack(values))
             cpus = len(counts) // (len(keys) // _OVERFLOW_KEY.size)
@@ -186,6 +185,7 @@ class KernelCounts:
                     last_ns = max(since_ns, *(sums[4] for sums in of_cpus))
                     sums = (packets, wire, payload, since_ns, last_ns, False)
                     self._evicted.append((index, outgoing != 0, sums))
+        self._overflow_read_ns = began_ns
 
 
 def _unpack(keys: bytes, values: bytes) -> tuple[int, Iterable[tuple[CountedEnds, CountedSums]]]:

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import pytest
 
 from procnet.bpf import batches
-from procnet.bpf.counts import _COUNT, _KEY, KernelCounts, _Loaded
+from procnet.bpf.counts import _COUNT, _KEY, _OVERFLOW_KEY, KernelCounts, _Loaded
 from procnet.errors import LoadError
 
 FLOWS, BATCH = 23, 13
@@ -47,16 +47,21 @@ class Table:
     read = take
 
 
+def open_counts(monkeypatch: pytest.MonkeyPatch) -> tuple[KernelCounts, Table, Table, Table]:
+    """With its tables: the first, the second, and that of what found them full."""
+    monkeypatch.setattr(batches, "put_map", lambda *_: None)
+    first, second, overflow = (Table(number) for number in range(3))
+    tables = batches.TwoTables(0, (first, second))  # type: ignore[arg-type]
+    news = mmap.mmap(-1, mmap.PAGESIZE)
+    loaded = _Loaded(None, 0, tables, overflow, news)  # type: ignore[arg-type]
+    return KernelCounts(loaded, contextlib.ExitStack()), first, second, overflow
+
+
 @pytest.mark.parametrize("batches_before", [0, 1])
 def test_a_drain_that_fails_half_way_loses_nothing(
     monkeypatch: pytest.MonkeyPatch, batches_before: int
 ) -> None:
-    monkeypatch.setattr(batches, "put_map", lambda *_: None)
-    first, second, overflow = (Table(number) for number in range(3))
-    news = mmap.mmap(-1, mmap.PAGESIZE)
-    tables = batches.TwoTables(0, (first, second))  # type: ignore[arg-type]
-    loaded = _Loaded(None, 0, tables, overflow, news)  # type: ignore[arg-type]
-    counts = KernelCounts(loaded, contextlib.ExitStack())
+    counts, first, second, overflow = open_counts(monkeypatch)
     first.count(range(FLOWS))
     first.refuses = batches_before
     with pytest.raises(LoadError):
@@ -70,3 +75,16 @@ def test_a_drain_that_fails_half_way_loses_nothing(
     found = [ends for _, batch in drained for ends, _ in batch]
     assert len(set(found)) == len(found) == sum(number for number, _ in drained) == 2 * FLOWS
     assert counts.drain(surely=True).batches == []
+
+
+def test_what_found_the_table_full_is_not_younger_than_the_last_reading_to_the_end(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    counts, _, _, overflow = open_counts(monkeypatch)
+    opened_ns = counts._overflow_read_ns
+    overflow.refuses = 0
+    with pytest.raises(LoadError):
+        counts.drain(surely=True)
+    overflow.entries = [(_OVERFLOW_KEY.pack(3, 1), _COUNT.pack(2, 202, 101, 5, 5, False))]
+    ((index, outgoing, (packets, *_, first_ns, _, _)),) = counts.drain().evicted
+    assert (index, outgoing, packets, first_ns) == (3, True, 2, opened_ns)
