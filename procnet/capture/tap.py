@@ -156,15 +156,16 @@ class Tap:
         Of what the kernel counted about ``most``, if there is more: then another one is due soon.
         """
         self._drained_s = time.monotonic()
-        counts, self._left = self._left, []
+        # What there is stays here if it fails half-way.
         for entry in self._listening.values():
-            counts += entry.counter.drain()
+            self._left += entry.counter.drain()
         if self._kernel is not None:
-            counts += self._kernel.drain(most)
+            self._left += self._kernel.drain(most)
         # Kept as a figure: another thread must never call into a handle that is being closed.
         self.dropped_packets = self._dropped_before_packets + sum(
             entry.handle.dropped_packets() for entry in self._listening.values()
         )
+        counts, self._left = self._left, []
         return counts
 
     def wake(self) -> None:
