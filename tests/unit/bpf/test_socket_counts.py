@@ -27,6 +27,13 @@ REST = 1
 HERE, THERE, ANYWHERE = ((MAPPED_PREFIX, bytes([n, 0, 0, n])) for n in (10, 11, 0))
 
 
+Refuses = Callable[[int], bool]
+
+
+def never(_: int) -> bool:
+    return False
+
+
 def of(packets: int) -> tuple[int, int, int]:
     return packets, packets * WIRE_BYTES, packets * PAYLOAD_BYTES
 
@@ -48,9 +55,9 @@ class Figures:
 
 
 class Kernel:
-    """What bpf/socket_counts.h does. ``refuses``: the number of the request that fails."""
+    """What bpf/socket_counts.h does. ``refuses`` says of the number of a request if it fails."""
 
-    def __init__(self, seed: int, refuses: int, news: int) -> None:
+    def __init__(self, seed: int, refuses: Refuses, news: int) -> None:
         self.random = random.Random(seed)
         self.refuses = refuses
         self.requests = 0
@@ -68,7 +75,7 @@ class Kernel:
         """Something is asked for; in the meantime packets come."""
         self.go_on(self.random.randrange(7))
         self.requests += 1
-        if self.requests - 1 == self.refuses:
+        if self.refuses(self.requests - 1):
             raise LoadError("not this time")
 
     def go_on(self, steps: int) -> None:
@@ -177,14 +184,14 @@ class Table:
         self.take: Callable[[], object] = lambda: kernel.take(descriptor)
 
 
-Opened = Callable[[int, int], tuple[Kernel, SocketCounts]]
+Opened = Callable[[int, Refuses], tuple[Kernel, SocketCounts]]
 
 
 @pytest.fixture
 def opened(monkeypatch: pytest.MonkeyPatch) -> Iterator[Opened]:
     with contextlib.ExitStack() as held:
 
-        def open_counts(seed: int, refuses: int) -> tuple[Kernel, SocketCounts]:
+        def open_counts(seed: int, refuses: Refuses) -> tuple[Kernel, SocketCounts]:
             news = os.memfd_create("news")
             held.callback(os.close, news)
             os.truncate(news, mmap.PAGESIZE)
@@ -218,7 +225,7 @@ class Told:
 @pytest.mark.parametrize("seed", range(SEEDS))
 def test_whatever_fails_once_nothing_is_lost_or_told_twice(opened: Opened, seed: int) -> None:
     for refuses in itertools.count():
-        kernel, counts = opened(seed, refuses)
+        kernel, counts = opened(seed, refuses.__eq__)
         told = Told()
         for _ in range(DRAINS):
             kernel.go_on(11)
@@ -227,7 +234,7 @@ def test_whatever_fails_once_nothing_is_lost_or_told_twice(opened: Opened, seed:
         for _ in range(2):
             told.drain(counts)
         assert told.packets == kernel.moved, f"request {refuses} was refused"
-        kernel.refuses = -1
+        kernel.refuses = never
         counts.close()
         assert counts.drain() == []
         if not told.failures:
@@ -236,16 +243,33 @@ def test_whatever_fails_once_nothing_is_lost_or_told_twice(opened: Opened, seed:
     assert refuses > 5 * DRAINS  # each has as many stages
 
 
+def test_whatever_fails_again_and_again_nothing_is_lost_or_told_twice(opened: Opened) -> None:
+    failures = 0
+    for seed in range(199):
+        chance = random.Random(seed)
+        kernel, counts = opened(seed, lambda _, chance=chance: chance.random() < 0.2)  # type: ignore
+        told = Told()
+        for _ in range(2 * DRAINS):
+            kernel.go_on(11)
+            told.drain(counts)
+        kernel.quiet, kernel.refuses = True, never
+        told.drain(counts)
+        assert told.packets == kernel.moved, f"seed {seed}"
+        failures += told.failures
+        counts.close()
+    assert failures > 199
+
+
 @pytest.mark.parametrize("seed", range(SEEDS))
 def test_what_fails_once_when_it_is_closed_is_still_read(opened: Opened, seed: int) -> None:
     failed = True
     for refuses in itertools.count():
-        kernel, counts = opened(seed, 2)  # nor what the first drain has left
+        kernel, counts = opened(seed, (2).__eq__)  # nor what the first drain has left
         told = Told()
         kernel.go_on(11)
         told.drain(counts)
         kernel.go_on(11)
-        kernel.quiet, kernel.refuses = True, kernel.requests + refuses
+        kernel.quiet, kernel.refuses = True, (kernel.requests + refuses).__eq__
         try:
             counts.close()
         except LoadError:
@@ -261,7 +285,7 @@ def test_what_fails_once_when_it_is_closed_is_still_read(opened: Opened, seed: i
 
 
 def test_no_more_is_known_than_of_the_last_two_readings(opened: Opened) -> None:
-    kernel, counts = opened(0, -1)
+    kernel, counts = opened(0, never)
     kernel.quiet = True
     for _ in range(DRAINS):
         for at in range(SOCKETS):
@@ -274,7 +298,7 @@ def test_no_more_is_known_than_of_the_last_two_readings(opened: Opened) -> None:
 
 
 def test_records_of_another_layout_cost_no_others(opened: Opened) -> None:
-    kernel, counts = opened(0, -1)
+    kernel, counts = opened(0, never)
     kernel.quiet = True
     for figures in kernel.sockets[:3]:
         kernel.add(figures)
@@ -292,7 +316,7 @@ def test_a_drain_that_fails_is_not_tried_at_once(
     opened: Opened, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(socket_counts, "DRAIN_EVERY_S", 1e6)
-    kernel, counts = opened(0, 0)
+    kernel, counts = opened(0, (0).__eq__)
     assert counts.is_due
     kernel.go_on(11)
     with pytest.raises(LoadError):
