@@ -7,7 +7,6 @@ waits until no program is in the first any more, and empties that.
 from __future__ import annotations
 
 import contextlib
-import mmap
 import os
 import socket
 import struct
@@ -22,6 +21,7 @@ from procnet.bpf import layout
 from procnet.bpf.core_host import demanded, find_obstacle
 from procnet.bpf.events import boot_to_wall_ns
 from procnet.bpf.host import Host, promised
+from procnet.bpf.ring import News
 from procnet.errors import AccessError, LoadError, UnsupportedError
 from procnet.model import Counted, CountedEnds, CountedSums, Feature
 
@@ -43,8 +43,7 @@ _KEY = struct.Struct("12s4s12s4sHHB?6xI")
 # struct procnet_count, as CountedSums. Both aligned: struct moves a number in one piece.
 _COUNT = struct.Struct("5Q?7x")
 _OVERFLOW_KEY = struct.Struct("II")
-_NUMBER = struct.Struct("Q")
-_ENTRIES_AT, _OVERFLOW_AT = 0, _NUMBER.size
+_ENTRIES, _OVERFLOW = 0, 1  # what there may be news of
 _SO_ATTACH_BPF = 50  # include/uapi/asm-generic/socket.h
 _FEATURE = features.yes(_NAME, "the program could be attached to a packet socket")
 
@@ -54,7 +53,7 @@ class _Loaded(NamedTuple):
     program: int
     tables: TwoTables
     overflow: HashMap
-    news: mmap.mmap
+    news: News
 
 
 class KernelCounts:
@@ -121,16 +120,15 @@ class KernelCounts:
         with self._lock:
             if not self._closed:
                 try:
-                    if self._is_news(_ENTRIES_AT) or surely:
+                    if self._news.take(_ENTRIES) or surely:
                         self._take()
-                    if self._is_news(_OVERFLOW_AT) or surely:
+                    if self._news.take(_OVERFLOW) or surely:
                         self._take_overflow()
                     if self._entries or self._evicted:
                         boot_ns = boot_to_wall_ns()
                 except BaseException:
                     # What was read is kept, and what was not is news the next time.
-                    _NUMBER.pack_into(self._news, _ENTRIES_AT, 1)
-                    _NUMBER.pack_into(self._news, _OVERFLOW_AT, 1)
+                    self._news.put_back(_ENTRIES, _OVERFLOW)
                     raise
             entries, self._entries = self._entries, []
             evicted, self._evicted = self._evicted, []
@@ -140,7 +138,7 @@ class KernelCounts:
     def waiting_entries(self) -> int:
         """How many there are to drain, about. Asking costs next to nothing."""
         with self._lock:
-            return 0 if self._closed else self._number(_ENTRIES_AT)
+            return 0 if self._closed else self._news.read(_ENTRIES)
 
     def feature(self) -> Feature:
         """That it works, and how we know."""
@@ -152,17 +150,6 @@ class KernelCounts:
             if not self._closed:
                 self._closed = True
                 self._held.close()
-
-    def _is_news(self, at: int) -> bool:
-        # Cleared before the tables change places: what comes in between is told a second time.
-        told = self._number(at)
-        if told:
-            _NUMBER.pack_into(self._news, at, 0)
-        return bool(told)
-
-    def _number(self, at: int) -> int:
-        number: int = _NUMBER.unpack_from(self._news, at)[0]
-        return number
 
     def _take(self) -> None:
         for keys, values in self._tables.take():
@@ -214,7 +201,7 @@ def _load(
         bpf.map_descriptor("overflow"), _OVERFLOW_KEY.size, _COUNT.size, per_cpu=True
     )
     try:
-        news = mmap.mmap(bpf.map_descriptor("news"), mmap.PAGESIZE, mmap.MAP_SHARED)
+        news = News(bpf.map_descriptor("news"))
     except OSError as error:
         raise LoadError(f"a map of the BPF program cannot be mapped: {error}") from error
     held.callback(news.close)

@@ -128,14 +128,35 @@ class Counters:
     Less than a page of them. Takes no ownership of the descriptor.
     """
 
-    def __init__(self, descriptor: int) -> None:
-        self._memory = mmap.mmap(descriptor, mmap.PAGESIZE, mmap.MAP_SHARED, mmap.PROT_READ)
+    def __init__(self, descriptor: int, protection: int = mmap.PROT_READ) -> None:
+        self._memory = mmap.mmap(descriptor, mmap.PAGESIZE, mmap.MAP_SHARED, protection)
+        # Each is read and written in one piece: see Ring.
+        self._values = memoryview(self._memory).cast("Q")
 
     def read(self, which: int) -> int:
         """The value of one of them now."""
-        value: int = _POSITION.unpack_from(self._memory, which * _POSITION.size)[0]
-        return value
+        return self._values[which]
 
     def close(self) -> None:
         """Unmap. Once."""
+        self._values.release()
         self._memory.close()
+
+
+class News(Counters):
+    """Some of which say that there is something to be read elsewhere."""
+
+    def __init__(self, descriptor: int) -> None:
+        super().__init__(descriptor, mmap.PROT_READ | mmap.PROT_WRITE)
+
+    def take(self, which: int) -> bool:
+        """Is there? To be asked before it is read: what comes in between is told a second time."""
+        told = self._values[which]
+        if told:
+            self._values[which] = 0
+        return bool(told)
+
+    def put_back(self, *those: int) -> None:
+        """Not all of it could be read."""
+        for which in those:
+            self._values[which] = 1

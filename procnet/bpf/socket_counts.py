@@ -8,15 +8,13 @@ several.
 from __future__ import annotations
 
 import contextlib
-import mmap
-import struct
 import threading
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from procnet.bpf.events import boot_to_wall_ns
-from procnet.bpf.ring import Ring
+from procnet.bpf.ring import News, Ring
 from procnet.bpf.socket_records import (
     NOTHING,
     RECORD,
@@ -54,9 +52,8 @@ READ_SHARE = 0.05
 
 # struct procnet_socket_news: whether sockets have moved something; how many remote ends there are
 # of those that have several; packets without one; what was sent and received by sockets of whose
-# end nobody could be told. Native alignment, so that struct moves a number in one piece.
-_WORD, _SUMS = struct.Struct("Q"), struct.Struct("6Q")
-_HAS_MOVED_AT, _REMOTES_AT, _UNSPLIT_AT, _UNTOLD_AT = (n * _WORD.size for n in range(4))
+# end nobody could be told.
+_HAS_MOVED, _REMOTES, _UNSPLIT, *_UNTOLD = range(9)
 
 
 def _read_clocks() -> Clocks:
@@ -100,9 +97,7 @@ class SocketCounts:
             try:
                 self._ring = Ring(bpf.map_descriptor("counts"), proc_root)
                 held.callback(self._ring.close)
-                self._news = mmap.mmap(
-                    bpf.map_descriptor(".data.news"), mmap.PAGESIZE, mmap.MAP_SHARED
-                )
+                self._news = News(bpf.map_descriptor(".data.news"))
                 held.callback(self._news.close)
             except OSError as error:
                 raise LoadError(f"what sockets move cannot be mapped: {error}") from error
@@ -133,7 +128,7 @@ class SocketCounts:
         with self._lock:
             if self._closed:
                 return False
-            remotes = self._number(_REMOTES_AT)
+            remotes = self._news.read(_REMOTES)
             return self._ring.waiting_bytes > CROWD_BYTES or remotes > CROWD_REMOTES
 
     def drain(self, most: int | None = None, *, surely: bool = False) -> list[FlowCount]:
@@ -172,20 +167,19 @@ class SocketCounts:
         try:
             self._read_figures(clocks, surely=surely)
             self._read_untold(clocks)
-            if self._is_news(_REMOTES_AT) or surely:
+            if self._news.take(_REMOTES) or surely:
                 self._read_remotes(clocks)
         except BaseException:
             # What was read is kept, and what was not is news the next time.
-            _WORD.pack_into(self._news, _HAS_MOVED_AT, 1)
-            _WORD.pack_into(self._news, _REMOTES_AT, 1)
+            self._news.put_back(_HAS_MOVED, _REMOTES)
             raise
 
     def _read_figures(self, clocks: Clocks, *, surely: bool) -> None:
         raw: list[bytes] = []
         began_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
         try:
-            self.unsplit_packets = self._number(_UNSPLIT_AT)
-            if is_news := self._is_news(_HAS_MOVED_AT) or surely:
+            self.unsplit_packets = self._news.read(_UNSPLIT)
+            if is_news := self._news.take(_HAS_MOVED) or surely:
                 for name in ("counters", "rests") if self.unsplit_packets else ("counters",):
                     for rows in self._bpf.run_iterator(ITERATOR, name):
                         raw.append(rows)
@@ -210,7 +204,7 @@ class SocketCounts:
             raise odd
 
     def _read_untold(self, clocks: Clocks) -> None:
-        sums = cast("Sums", _SUMS.unpack_from(self._news, _UNTOLD_AT))
+        sums = cast("Sums", tuple(map(self._news.read, _UNTOLD)))
         now_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
         self._left += untold(sums, self._untold, self._untold_ns, now_ns, clocks)
         self._untold, self._untold_ns = sums, now_ns
@@ -220,14 +214,3 @@ class SocketCounts:
             pairs = zip(REMOTE_KEY.iter_unpack(keys), REMOTE_VALUE.iter_unpack(values), strict=True)
             for key, value in pairs:
                 self._left += decode_remote(key, value, clocks)
-
-    def _is_news(self, at: int) -> bool:
-        # Cleared before anything is read: what comes in between is told a second time.
-        told = self._number(at)
-        if told:
-            _WORD.pack_into(self._news, at, 0)
-        return bool(told)
-
-    def _number(self, at: int) -> int:
-        number: int = _WORD.unpack_from(self._news, at)[0]
-        return number

@@ -24,7 +24,7 @@ from procnet.bpf.batches import TwoTables
 from procnet.bpf.counts import KernelCounts, _Loaded
 from procnet.bpf.events import decode_events
 from procnet.bpf.processes import decode_process
-from procnet.bpf.ring import Ring
+from procnet.bpf.ring import News, Ring
 from procnet.bpf.snapshot import OPEN_SOCKET, decode_snapshot
 from procnet.capture.engine import KernelSide
 from procnet.errors import ProcnetError
@@ -45,6 +45,8 @@ _SPACE = tempfile.TemporaryDirectory()
 _PROC = Path(_SPACE.name)
 _RING = os.memfd_create("ring")
 os.truncate(_RING, 3 * _PAGE)
+_NEWS = os.memfd_create("news")
+os.truncate(_NEWS, _PAGE)
 (_PROC / "self/fdinfo").mkdir(parents=True)
 (_PROC / "self/fdinfo" / str(_RING)).write_text(f"max_entries:\t{_PAGE}\n")
 
@@ -200,9 +202,8 @@ def _check_counts(data: bytes) -> None:
     overflow.keys = b"".join(kept)
     # On each CPU a number that the key makes up.
     overflow.values = b"".join(_SUMS.pack(n, n, n, n, n, 0) for key in kept for n in key[:_CPUS])
-    news = mmap.mmap(-1, _PAGE)
     tables = TwoTables(-1, (written, empty))
-    loaded = _Loaded(mock.Mock(), -1, tables, overflow, news)
+    loaded = _Loaded(mock.Mock(), -1, tables, overflow, News(_NEWS))
     side = KernelSide(KernelCounts(loaded, contextlib.ExitStack()), 1)
     with mock.patch("procnet.bpf.batches.put_map"):
         counted = [*side.drain(surely=True), *side.drain(surely=True)]

@@ -9,6 +9,7 @@ import textwrap
 from pathlib import Path
 
 from procnet.bpf.host import Host
+from procnet.bpf.ring import News
 
 RELEASE = "6.1.0-23-amd64"
 PAGE = mmap.PAGESIZE
@@ -51,6 +52,16 @@ class FakeRing:
     def consumed(self) -> int:
         (position,) = struct.unpack("Q", os.pread(self.descriptor, 8, 0))
         return int(position)
+
+
+def fake_news() -> News:
+    """Of nothing."""
+    descriptor = os.memfd_create("news")
+    os.truncate(descriptor, PAGE)
+    try:
+        return News(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def fake_host(root: Path) -> Host:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import mmap
 import os
 from collections.abc import Iterator
 
@@ -13,6 +12,7 @@ import pytest
 from procnet.bpf import batches
 from procnet.bpf.counts import _COUNT, _KEY, _OVERFLOW_KEY, KernelCounts, _Loaded
 from procnet.errors import LoadError
+from tests.unit.bpf.fakes import fake_news
 
 FLOWS, BATCH = 23, 13
 
@@ -52,8 +52,7 @@ def open_counts(monkeypatch: pytest.MonkeyPatch) -> tuple[KernelCounts, Table, T
     monkeypatch.setattr(batches, "put_map", lambda *_: None)
     first, second, overflow = (Table(number) for number in range(3))
     tables = batches.TwoTables(0, (first, second))  # type: ignore[arg-type]
-    news = mmap.mmap(-1, mmap.PAGESIZE)
-    loaded = _Loaded(None, 0, tables, overflow, news)  # type: ignore[arg-type]
+    loaded = _Loaded(None, 0, tables, overflow, fake_news())  # type: ignore[arg-type]
     return KernelCounts(loaded, contextlib.ExitStack()), first, second, overflow
 
 
