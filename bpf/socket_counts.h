@@ -152,11 +152,12 @@ struct procnet_socket_news {
 	(bpf_sk_storage_get(&(map), sk, first, BPF_SK_STORAGE_GET_F_CREATE)                        \
 		 ?: bpf_sk_storage_get(&(map), sk, NULL, 0))
 
+/* The packets last: whoever reads meanwhile looks at them to see whether there is more to tell. */
 static __always_inline void add_sum(struct procnet_sum *to, const struct procnet_sum *more)
 {
-	__sync_fetch_and_add(&to->packets, more->packets);
-	__sync_fetch_and_add(&to->wire_bytes, more->wire_bytes);
 	__sync_fetch_and_add(&to->payload_bytes, more->payload_bytes);
+	__sync_fetch_and_add(&to->wire_bytes, more->wire_bytes);
+	__sync_fetch_and_add(&to->packets, more->packets);
 }
 
 static __always_inline void add_difference(struct procnet_sum *to, const struct procnet_sum *now,

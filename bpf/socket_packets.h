@@ -95,9 +95,10 @@ static __always_inline void add_packet(struct procnet_counters *to, bool sent,
 	struct procnet_moved *moved = sent ? &to->is.sent : &to->is.received;
 
 	if (alone) {
-		moved->sum.packets += sum->packets;
-		moved->sum.wire_bytes += sum->wire_bytes;
 		moved->sum.payload_bytes += sum->payload_bytes;
+		moved->sum.wire_bytes += sum->wire_bytes;
+		barrier();
+		moved->sum.packets += sum->packets; /* last, as in add_sum() */
 	} else {
 		add_sum(&moved->sum, sum);
 	}
