@@ -23,7 +23,7 @@ TOP = Path(__file__).resolve().parents[1]
 
 # -- what may be, and why ---------------------------------------------------------------------
 
-FLOOR = frozenset({"model", "errors", "features", "kernel_text"})
+FLOOR = frozenset({"model", "errors", "features", "kernel_text", "netlink"})
 SOURCES = frozenset({"capture", "bpf", "sockets"})
 CORRIDOR = frozenset(
     {"monitor", "edge", "engines", "ladder", "witnesses", "translated", "offline", "snapshot"}
@@ -37,6 +37,7 @@ MAY_IMPORT = {
     "errors": frozenset(),
     "features": frozenset({"model", "errors"}),
     "kernel_text": frozenset(),
+    "netlink": frozenset(),
     "capture": FLOOR,
     "bpf": FLOOR,
     "sockets": FLOOR,

@@ -10,18 +10,23 @@ import fcntl
 import os
 import socket
 import struct
-import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from procnet.errors import CaptureError
 from procnet.model import unmapped
+from procnet.netlink import (
+    NLM_F_DUMP_INTR,
+    NLMSG_DONE,
+    NLMSG_ERROR,
+    attributes,
+    dump_request,
+    error_number,
+    messages,
+)
 
 # linux/netlink.h, linux/rtnetlink.h
 _NETLINK_ROUTE = 0
-_NLM_F_REQUEST, _NLM_F_DUMP, _NLM_F_DUMP_INTR = 0x01, 0x300, 0x10
-_NLMSG_ERROR, _NLMSG_DONE = 2, 3
-_MAX_ERRNO = 4095  # include/linux/err.h
 _RTM_NEWLINK, _RTM_GETLINK, _RTM_NEWADDR, _RTM_GETADDR = 16, 18, 20, 22
 _RTMGRP_LINK, _RTMGRP_IPV4_IFADDR, _RTMGRP_IPV6_IFADDR = 0x1, 0x10, 0x100
 # linux/if_link.h, linux/if_addr.h, linux/if.h
@@ -33,10 +38,9 @@ _IFF_UP, _IFF_LOOPBACK = 0x1, 0x8
 _SIOCGIFINDEX = 0x8933
 _IFREQ = struct.Struct("=16si20x")
 
-_HEADER = struct.Struct("=IHHII")
 _LINK = struct.Struct("=BxHiII")
 _ADDRESS = struct.Struct("=BBBBI")
-_ATTRIBUTE = struct.Struct("=HH")
+_EVERY_FAMILY = bytes(4)  # struct rtgenmsg, padded: one byte of family, AF_UNSPEC
 
 # The kernel fills at most 32 KiB of a reader's buffer (netlink_dump(), since Linux 4.4).
 _BUFFER_BYTES = 1 << 16
@@ -63,38 +67,15 @@ class Interface:
 def list_interfaces() -> list[Interface]:
     """Every interface of this network namespace, by index.
 
-    Raises ``CaptureError`` if the kernel does not answer.
+    Raises ``CaptureError`` if the kernel does not answer, or what it says cannot be understood.
     """
     try:
         links, addresses = _dump(_RTM_GETLINK), _dump(_RTM_GETADDR)
-    except OSError as error:
+        owned = _owned(addresses)
+        found = [_interface(body, owned) for kind, body in links if kind == _RTM_NEWLINK]
+    except (OSError, ValueError, struct.error) as error:
         raise CaptureError(f"cannot list network interfaces by rtnetlink: {error}") from error
-    owned: dict[int, set[bytes]] = {}
-    for kind, body in addresses:
-        if kind == _RTM_NEWADDR and len(body) >= _ADDRESS.size:
-            index = _ADDRESS.unpack_from(body)[4]
-            found = dict(_attributes(body, _ADDRESS.size))
-            # On a point-to-point link IFA_ADDRESS is the other end (linux/if_addr.h).
-            address = found.get(_IFA_LOCAL) or found.get(_IFA_ADDRESS, b"")
-            if len(address) in (4, 16):
-                owned.setdefault(index, set()).add(unmapped(address))
-    interfaces = []
-    for kind, body in links:
-        if kind == _RTM_NEWLINK and len(body) >= _LINK.size:
-            index, flags = _LINK.unpack_from(body)[2:4]
-            found = dict(_attributes(body, _LINK.size))
-            interfaces.append(
-                Interface(
-                    index=index,
-                    name=os.fsdecode(found.get(_IFLA_IFNAME, b"").rstrip(b"\0")),
-                    is_up=bool(flags & _IFF_UP),
-                    is_loopback=bool(flags & _IFF_LOOPBACK),
-                    mac=found.get(_IFLA_ADDRESS, b""),
-                    addresses=frozenset(owned.get(index, ())),
-                    is_bridge_port=_slave_kind(found.get(_IFLA_LINKINFO, b"")) == b"bridge",
-                )
-            )
-    return sorted(interfaces, key=lambda interface: interface.index)
+    return sorted(found, key=lambda interface: interface.index)
 
 
 def default_interfaces() -> list[Interface]:
@@ -189,55 +170,59 @@ def _dump(request: int) -> list[tuple[int, bytes]]:
     for _ in range(_DUMP_TRIES):
         with _open(0) as netlink:
             netlink.settimeout(_TIMEOUT_S)
-            # struct rtgenmsg, padded: one byte of family, AF_UNSPEC for all of them.
-            header = _HEADER.pack(_HEADER.size + 4, request, _NLM_F_REQUEST | _NLM_F_DUMP, 1, 0)
-            netlink.sendto(header + bytes(4), (0, 0))
-            messages, consistent = _answers(netlink)
+            netlink.sendto(dump_request(request, 1, _EVERY_FAMILY), (0, 0))
+            answers, consistent = _answers(netlink)
         if consistent:
-            return messages
+            return answers
     # It changes faster than it can be read; the watch will say so again.
-    return messages
+    return answers
 
 
 def _answers(netlink: socket.socket) -> tuple[list[tuple[int, bytes]], bool]:
-    messages: list[tuple[int, bytes]] = []
+    answers: list[tuple[int, bytes]] = []
     consistent = True
     while True:
         data, (sender, _) = netlink.recvfrom(_BUFFER_BYTES)
         if sender != 0:
             # Any process may send to a netlink socket; only the kernel's port is 0 (netlink(7)).
             continue
-        for kind, flags, body in parse_messages(data):
-            consistent = consistent and not flags & _NLM_F_DUMP_INTR
-            if kind == _NLMSG_DONE:
-                return messages, consistent
-            if kind == _NLMSG_ERROR:
-                number = -int.from_bytes(body[:4], sys.byteorder, signed=True)
-                number = min(max(0, number), _MAX_ERRNO)
-                raise OSError(number, os.strerror(number))
-            messages.append((kind, body))
+        for header, body in messages(data):
+            consistent = consistent and not header.flags & NLM_F_DUMP_INTR
+            if header.kind in (NLMSG_DONE, NLMSG_ERROR):
+                number = error_number(body)
+                if number:
+                    raise OSError(number, os.strerror(number))
+                return answers, consistent
+            answers.append((header.kind, body))
 
 
-def parse_messages(data: bytes) -> Iterator[tuple[int, int, bytes]]:
-    """(type, flags, body) of each netlink message; stops at the first whose length is wrong."""
-    at = 0
-    while at + _HEADER.size <= len(data):
-        length, kind, flags, _, _ = _HEADER.unpack_from(data, at)
-        if length < _HEADER.size or at + length > len(data):
-            return
-        yield kind, flags, data[at + _HEADER.size : at + length]
-        at += (length + 3) & ~3
+def _owned(answers: Iterable[tuple[int, bytes]]) -> dict[int, set[bytes]]:
+    """The addresses of each interface, by its index."""
+    owned: dict[int, set[bytes]] = {}
+    for kind, body in answers:
+        if kind == _RTM_NEWADDR:
+            index = _ADDRESS.unpack_from(body)[4]
+            found = dict(attributes(body, _ADDRESS.size))
+            # On a point-to-point link IFA_ADDRESS is the other end (linux/if_addr.h).
+            address = found.get(_IFA_LOCAL) or found.get(_IFA_ADDRESS, b"")
+            if len(address) in (4, 16):
+                owned.setdefault(index, set()).add(unmapped(address))
+    return owned
+
+
+def _interface(body: bytes, owned: Mapping[int, Iterable[bytes]]) -> Interface:
+    index, flags = _LINK.unpack_from(body)[2:4]
+    found = dict(attributes(body, _LINK.size))
+    return Interface(
+        index=index,
+        name=os.fsdecode(found.get(_IFLA_IFNAME, b"").rstrip(b"\0")),
+        is_up=bool(flags & _IFF_UP),
+        is_loopback=bool(flags & _IFF_LOOPBACK),
+        mac=found.get(_IFLA_ADDRESS, b""),
+        addresses=frozenset(owned.get(index, ())),
+        is_bridge_port=_slave_kind(found.get(_IFLA_LINKINFO, b"")) == b"bridge",
+    )
 
 
 def _slave_kind(link_info: bytes) -> bytes:
-    return dict(_attributes(link_info, 0)).get(_IFLA_INFO_SLAVE_KIND, b"").rstrip(b"\0")
-
-
-def _attributes(body: bytes, at: int) -> Iterator[tuple[int, bytes]]:
-    while at + _ATTRIBUTE.size <= len(body):
-        length, kind = _ATTRIBUTE.unpack_from(body, at)
-        if length < _ATTRIBUTE.size or at + length > len(body):
-            return
-        # The two upper bits are flags (linux/netlink.h: NLA_TYPE_MASK).
-        yield kind & 0x3FFF, body[at + _ATTRIBUTE.size : at + length]
-        at += (length + 3) & ~3
+    return dict(attributes(link_info)).get(_IFLA_INFO_SLAVE_KIND, b"").rstrip(b"\0")

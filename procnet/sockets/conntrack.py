@@ -15,7 +15,6 @@ import functools
 import os
 import socket
 import struct
-import sys
 import time
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
@@ -23,12 +22,21 @@ from typing import NamedTuple
 from procnet import features
 from procnet.errors import AccessError, ProcnetError, UnsupportedError
 from procnet.model import ICMP, ICMP6, SCTP, Ends, Feature, Translation, unmapped
+from procnet.netlink import (
+    ATTRIBUTE_BYTES,
+    HEADER_BYTES,
+    NLMSG_DONE,
+    NLMSG_ERROR,
+    Header,
+    attribute,
+    attributes,
+    dump_request,
+    error_number,
+    messages,
+)
 
 NAME = "connection tracking"
 _NETLINK_NETFILTER = 12
-_MAX_ERRNO = 4095  # include/linux/err.h
-_NLMSG_ERROR, _NLMSG_DONE = 2, 3
-_NLM_F_REQUEST_DUMP = 0x301
 _CT_GET, _CT_DELETE = 0x101, 0x102  # NFNL_SUBSYS_CTNETLINK is 1
 _GROUP_NEW, _GROUP_DESTROY = 1, 3
 _TUPLE_ORIG, _TUPLE_REPLY, _STATUS, _ID, _STATUS_MASK = 1, 2, 3, 12, 26
@@ -43,11 +51,8 @@ _PROTO_NUM, _PROTO_SOURCE_PORT, _PROTO_DESTINATION_PORT, _PROTO_ICMP_ID, _PROTO_
 )
 _SRC_NAT, _DST_NAT = 0x10, 0x20
 
-_HEADER = struct.Struct("=IHHII")
-_ATTRIBUTE = struct.Struct("=HH")
 _WORD = struct.Struct(">I")
-_FIRST_ATTRIBUTE = _HEADER.size + 4  # struct nfgenmsg
-_TYPE = 0x3FFF  # NLA_TYPE_MASK
+_FAMILY_BYTES = 4  # struct nfgenmsg, before the attributes
 _BUFFER_BYTES = 1 << 16
 _QUEUE_BYTES = 4 << 20
 _TIMEOUT_S = 5.0
@@ -57,12 +62,12 @@ _PROGRAM = struct.Struct("HP")
 _NESTED_ATTRIBUTE = 0xFFFFF000 + 12  # SKF_AD_OFF + SKF_AD_NLATTR, include/uapi/linux/filter.h
 # To where the attribute with the status is, if there is one; then whether its NAT bits are set.
 _TRANSLATED_ALONE = (
-    (0x00, 0, 0, _FIRST_ATTRIBUTE),
+    (0x00, 0, 0, HEADER_BYTES + _FAMILY_BYTES),
     (0x01, 0, 0, _STATUS),
     (0x20, 0, 0, _NESTED_ATTRIBUTE),
     (0x15, 3, 0, 0),
     (0x07, 0, 0, 0),
-    (0x40, 0, 0, _ATTRIBUTE.size),
+    (0x40, 0, 0, ATTRIBUTE_BYTES),
     (0x45, 0, 1, _SRC_NAT | _DST_NAT),
     (0x06, 0, 0, 0xFFFFFFFF),
     (0x06, 0, 0, 0),
@@ -82,12 +87,6 @@ class News(NamedTuple):
     missed: bool
 
 
-class _Message(NamedTuple):
-    kind: int
-    sequence: int
-    body: bytes
-
-
 class Connections:
     """The translated connections of the network namespace that the calling thread is in.
 
@@ -97,7 +96,7 @@ class Connections:
 
     def __init__(self) -> None:
         self.malformed_messages = 0
-        """Messages that could not be understood, so far."""
+        """Messages, and ends of datagrams, that could not be understood, so far."""
         self._sequence = 0
         self._held = contextlib.ExitStack()
         try:
@@ -134,10 +133,10 @@ class Connections:
                 continue
             if sender != 0:  # only the kernel's port is 0 (netlink(7))
                 continue
-            for message in _messages(data):
-                found = self._translation(message.body)
+            for header, body in self._messages(data):
+                found = self._translation(body)
                 if found is not None:
-                    (ended if message.kind == _CT_DELETE else begun).append(found)
+                    (ended if header.kind == _CT_DELETE else begun).append(found)
         self._read_ns = time.time_ns()
         return News(begun, ended, since_ns, self._read_ns, missed)
 
@@ -162,31 +161,32 @@ class Connections:
     def _dump(self, status: int) -> Iterator[Translation]:
         self._sequence += 1
         word = _WORD.pack(status)
-        asked = bytes(4)  # struct nfgenmsg: of every family
-        for kind in (_STATUS, _STATUS_MASK):
-            asked += _ATTRIBUTE.pack(_ATTRIBUTE.size + len(word), kind) + word
-        header = _HEADER.pack(
-            _HEADER.size + len(asked), _CT_GET, _NLM_F_REQUEST_DUMP, self._sequence, 0
-        )
+        asked = bytes(_FAMILY_BYTES)  # of every family
+        asked += attribute(_STATUS, word) + attribute(_STATUS_MASK, word)
         deadline_s = time.monotonic() + _TIMEOUT_S
         self._answers.settimeout(_TIMEOUT_S)
-        self._answers.send(header + asked)
+        self._answers.send(dump_request(_CT_GET, self._sequence, asked))
         while True:
             data, (sender, _) = self._answers.recvfrom(_BUFFER_BYTES)
-            for message in _messages(data) if sender == 0 else ():
-                if message.sequence != self._sequence:
+            for header, body in self._messages(data) if sender == 0 else ():
+                if header.sequence != self._sequence:
                     continue  # of a dump that was given up
-                if message.kind in (_NLMSG_DONE, _NLMSG_ERROR):
-                    number = -int.from_bytes(message.body[:4], sys.byteorder, signed=True)
-                    if number > 0:
-                        number = min(number, _MAX_ERRNO)
+                if header.kind in (NLMSG_DONE, NLMSG_ERROR):
+                    number = error_number(body)
+                    if number:
                         raise OSError(number, os.strerror(number))
                     return
-                found = self._translation(message.body)
+                found = self._translation(body)
                 if found is not None:
                     yield found
             if time.monotonic() > deadline_s:
                 raise TimeoutError(errno.ETIMEDOUT, f"no end after {_TIMEOUT_S:g} s")
+
+    def _messages(self, data: bytes) -> Iterator[tuple[Header, bytes]]:
+        try:
+            yield from messages(data)
+        except ValueError:
+            self.malformed_messages += 1
 
     def _translation(self, body: bytes) -> Translation | None:
         try:
@@ -203,7 +203,7 @@ def parse_connection(body: bytes) -> Translation | None:
     """
     near = reply = None
     number = 0
-    for kind, value in _attributes(body, _FIRST_ATTRIBUTE - _HEADER.size):
+    for kind, value in attributes(body, _FAMILY_BYTES):
         if kind == _TUPLE_ORIG:
             near = _ends(value)
         elif kind == _TUPLE_REPLY:
@@ -222,11 +222,11 @@ def _ends(value: bytes) -> Ends:
     """A tuple. The same ones come again: at the end of a connection, and in each dump."""
     addresses: dict[int, bytes] = {}
     protocol = dict[int, bytes]()
-    for kind, inner in _attributes(value, 0):
+    for kind, inner in attributes(value):
         if kind == _TUPLE_IP:
-            addresses.update(_attributes(inner, 0))
+            addresses.update(attributes(inner))
         elif kind == _TUPLE_PROTO:
-            protocol.update(_attributes(inner, 0))
+            protocol.update(attributes(inner))
     source, destination = (
         next((addresses[kind] for kind in kinds if kind in addresses), b"")
         for kinds in (_SOURCES, _DESTINATIONS)
@@ -250,26 +250,6 @@ def _ports(protocol: int, found: dict[int, bytes]) -> tuple[int, int]:
         raise ValueError("a port or an id that is none")
     source, destination = (int.from_bytes(value, "big") for value in values)
     return source, destination
-
-
-def _messages(data: bytes) -> Iterator[_Message]:
-    """Of each netlink message; stops at the first whose length is wrong."""
-    at = 0
-    while at + _HEADER.size <= len(data):
-        length, kind, _, sequence, _ = _HEADER.unpack_from(data, at)
-        if not _HEADER.size <= length <= len(data) - at:
-            return
-        yield _Message(kind, sequence, data[at + _HEADER.size : at + length])
-        at += (length + 3) & ~3
-
-
-def _attributes(body: bytes, at: int) -> Iterator[tuple[int, bytes]]:
-    while at + _ATTRIBUTE.size <= len(body):
-        length, kind = _ATTRIBUTE.unpack_from(body, at)
-        if not _ATTRIBUTE.size <= length <= len(body) - at:
-            raise ValueError("an attribute of an impossible length")
-        yield kind & _TYPE, body[at + _ATTRIBUTE.size : at + length]
-        at += (length + 3) & ~3
 
 
 def _connect() -> socket.socket:

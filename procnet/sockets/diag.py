@@ -2,9 +2,9 @@
 
 A request asks for one table (a protocol and a family) of the network namespace that the netlink
 socket was made in; the answer is a train of ``struct inet_diag_msg``. Layouts and names are those
-of include/uapi/linux/netlink.h, sock_diag.h and inet_diag.h (unchanged since Linux 3.3); what fills
-them is net/ipv4/inet_diag.c. No privilege is needed. Asking may make the kernel load tcp_diag,
-udp_diag or raw_diag, as ss(8) does.
+of include/uapi/linux/sock_diag.h and inet_diag.h (unchanged since Linux 3.3); what fills them is
+net/ipv4/inet_diag.c. No privilege is needed. Asking may make the kernel load tcp_diag, udp_diag or
+raw_diag, as ss(8) does.
 """
 
 from __future__ import annotations
@@ -30,14 +30,22 @@ from procnet.model import (
     Socket,
     UnmappedAddresses,
 )
+from procnet.netlink import (
+    HEADER_BYTES,
+    NLM_F_DUMP_INTR,
+    NLMSG_DONE,
+    NLMSG_ERROR,
+    NLMSG_OVERRUN,
+    Header,
+    aligned,
+    dump_request,
+    error_number,
+    header_at,
+)
 from procnet.sockets.tables import make_socket
 
 _NETLINK_SOCK_DIAG = 4
 _SOCK_DIAG_BY_FAMILY = 20
-_NLMSG_ERROR, _NLMSG_DONE, _NLMSG_OVERRUN = 2, 3, 4
-_MAX_ERRNO = 4095  # include/linux/err.h; strerror() takes no number that is not an int of C
-_NLM_F_DUMP_INTR = 0x10
-_NLM_F_REQUEST_DUMP = 0x301
 
 # raw_diag answers for raw sockets of every protocol (raw_diag_dump, net/ipv4/raw_diag.c, 4.10).
 _RAW = socket.IPPROTO_RAW
@@ -59,9 +67,7 @@ DIAG_TABLES: tuple[str, ...] = tuple(_TABLES)
 # sockets that are only bound (inet_diag_dump_icsk), which /proc/net/tcp does not list.
 _STATES_SHOWN = sum(1 << number for number in range(1, 13))
 
-_HEADER = struct.Struct("=IHHII")  # nlmsghdr: length, type, flags, sequence, port id
-_ERRNO = struct.Struct("=i")
-_REQUEST = struct.Struct("=IHHII BBBxI 48x")  # nlmsghdr, inet_diag_req_v2
+_REQUEST = struct.Struct("=BBBxI 48x")  # inet_diag_req_v2
 # nlmsghdr: length, type, flags, sequence; inet_diag_msg: family, state, ports and addresses (in
 # network order; an IPv4 address is the first word), uid, inode. The attributes after it are unread.
 _MESSAGES = {
@@ -116,37 +122,30 @@ def parse_page(page: bytes | memoryview, table: str, netns: int, sequence: int) 
     view = memoryview(page)
     sockets: list[Socket] = []
     malformed, interrupted, offset = 0, False, 0
-    while len(view) - offset >= _HEADER.size:
-        length, kind, flags, number, _ = _HEADER.unpack_from(view, offset)
-        if not _HEADER.size <= length <= len(view) - offset:
+    while offset < len(view):
+        try:
+            header = header_at(view, offset)
+        except ValueError:
             return Page(sockets, malformed + 1, False, interrupted, 0)
-        interrupted = interrupted or bool(flags & _NLM_F_DUMP_INTR)
-        if number == sequence and kind in (_NLMSG_DONE, _NLMSG_ERROR):
-            return Page(sockets, malformed, True, interrupted, _error_of(view, offset, length))
+        length, kind, flags, number, _ = header
+        interrupted = interrupted or bool(flags & NLM_F_DUMP_INTR)
+        if number == sequence and kind in (NLMSG_DONE, NLMSG_ERROR):
+            error = error_number(view[offset + HEADER_BYTES : offset + length])
+            return Page(sockets, malformed, True, interrupted, error)
         if kind == _SOCK_DIAG_BY_FAMILY and number == sequence and length >= _MESSAGE_BYTES:
-            read = _take_run(view[offset:], length, table, netns, sockets)
+            read = _take_run(view[offset:], header, table, netns, sockets)
             if read:
                 offset += read
                 continue
-        interrupted = interrupted or kind == _NLMSG_OVERRUN
+        interrupted = interrupted or kind == NLMSG_OVERRUN
         malformed += 1
-        offset += _aligned(length)
-    return Page(sockets, malformed + (offset < len(view)), False, interrupted, 0)
+        offset += aligned(length)
+    return Page(sockets, malformed, False, interrupted, 0)
 
 
-def _aligned(length: int) -> int:
-    return (length + 3) & ~3  # NLMSG_ALIGN
-
-
-def _error_of(view: memoryview, offset: int, length: int) -> int:
-    """The errno in an error or at the end of a dump; a positive one is none of the kernel's."""
-    if length < _HEADER.size + _ERRNO.size:
-        return 0
-    number: int = _ERRNO.unpack_from(view, offset + _HEADER.size)[0]
-    return min(max(0, -number), _MAX_ERRNO)
-
-
-def _take_run(view: memoryview, length: int, table: str, netns: int, sockets: list[Socket]) -> int:
+def _take_run(
+    view: memoryview, first: Header, table: str, netns: int, sockets: list[Socket]
+) -> int:
     """Adds the messages at the start of ``view`` that are like the first; the bytes they take.
 
     The messages of a table have few lengths, which differ by the attributes behind them, and come
@@ -154,11 +153,11 @@ def _take_run(view: memoryview, length: int, table: str, netns: int, sockets: li
     """
     protocol, family = _TABLES[table]
     raw = protocol == _RAW
-    stride = _aligned(length)
+    stride = aligned(first.length_bytes)
     count = len(view) // stride
     if not count:  # the last message of a datagram may lack its padding
         view, count = memoryview(bytes(view).ljust(stride, b"\0")), 1
-    header, address_family = _HEADER.unpack_from(view)[:4], _FAMILIES[family]
+    header, address_family = first[:4], _FAMILIES[family]
     addresses, ntohs, add = UnmappedAddresses(), socket.ntohs, sockets.append
     before = len(sockets)
     for row in _stride(family, stride).iter_unpack(view[: count * stride]):
@@ -258,11 +257,12 @@ class DiagTables:
         # A socket for each dump: what an earlier one left unread can never be taken for an answer.
         with self._connect() as netlink:
             netlink.send(
-                _REQUEST.pack(
-                    _REQUEST.size, _SOCK_DIAG_BY_FAMILY, _NLM_F_REQUEST_DUMP, sequence, 0,
-                    _FAMILIES[family], protocol, 0, states,
+                dump_request(
+                    _SOCK_DIAG_BY_FAMILY,
+                    sequence,
+                    _REQUEST.pack(_FAMILIES[family], protocol, 0, states),
                 )
-            )  # fmt: skip
+            )
             buffer = bytearray(_BUFFER_BYTES)
             while True:
                 patience_s = deadline_s - self._clock()

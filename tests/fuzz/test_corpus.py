@@ -15,9 +15,9 @@ from typing import Any
 
 import pytest
 
-from procnet import cli
+from procnet import cli, netlink
 from procnet.bpf import counts, events, ring, snapshot
-from procnet.capture import decode, handle, interfaces
+from procnet.capture import decode, handle
 from procnet.capture.counter import Counter
 from procnet.report import as_text
 from procnet.sockets import conntrack, diag, holders, process, tables
@@ -73,11 +73,11 @@ drain = Counter.drain
         ("proc", holders, "_SOCKET_LINK", re.compile(r"socket:\[([0-9]{1,20})\]")),
         ("proc", process, "process_directory", lambda root, pid: process_directory(root, 23)),
         ("proc", tables, "_INET4", re.compile(tables._INET4.pattern.replace(" ", r"\s"), re.M)),
-        ("netlink", diag, "_aligned", lambda length: length + 4),
+        ("netlink", diag, "aligned", lambda length: length + 4),
         ("netlink", diag, "_SOCK_DIAG_BY_FAMILY", 9),
-        ("netlink", interfaces, "_MAX_ERRNO", 1 << 40),
+        ("netlink", netlink, "_MAX_ERRNO", 1 << 40),
         ("conntrack", conntrack, "parse_connection", lambda body: body[len(body)]),
-        ("conntrack", conntrack, "_MAX_ERRNO", 1 << 40),
+        ("conntrack", netlink, "_MAX_ERRNO", 1 << 40),
         ("records", events, "_KINDS", {}),
         ("records", counts, "_unpack", lambda entries: iter(())),
         ("records", ring, "_DISCARDED", 0),

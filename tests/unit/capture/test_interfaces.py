@@ -6,8 +6,6 @@ import socket
 import struct
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from procnet.capture import interfaces
 from procnet.capture.interfaces import (
@@ -15,9 +13,9 @@ from procnet.capture.interfaces import (
     default_interfaces,
     list_interfaces,
     local_addresses,
-    parse_messages,
 )
 from procnet.errors import CaptureError
+from tests.unit.sockets.netlink import done, netlink_message
 
 
 def test_every_interface_of_this_namespace_is_listed_once() -> None:
@@ -65,19 +63,28 @@ def test_a_kernel_that_refuses_is_a_capture_error(monkeypatch: pytest.MonkeyPatc
         InterfaceWatch()
 
 
+class Answering:
+    """An rtnetlink that answers each request with the same datagram."""
+
+    def __init__(self, datagram: bytes) -> None:
+        self._datagram = datagram
+
+    def __call__(self, groups: int) -> Answering:
+        return self
+
+    def __enter__(self) -> Answering:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None: ...
+    def settimeout(self, seconds: float) -> None: ...
+    def sendto(self, request: bytes, address: tuple[int, int]) -> None: ...
+    def recvfrom(self, size: int) -> tuple[bytes, tuple[int, int]]:
+        return self._datagram, (0, 0)
+
+
 def test_an_error_that_no_kernel_knows_is_a_capture_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Netlink:
-        def __init__(self, groups: int) -> None: ...
-        def __enter__(self) -> Netlink:
-            return self
-
-        def __exit__(self, *exc_info: object) -> None: ...
-        def settimeout(self, seconds: float) -> None: ...
-        def sendto(self, request: bytes, address: tuple[int, int]) -> None: ...
-        def recvfrom(self, size: int) -> tuple[bytes, tuple[int, int]]:
-            return struct.pack("=IHHIIi", 20, 2, 0, 1, 0, -(2**31)), (0, 0)
-
-    monkeypatch.setattr(interfaces, "_open", Netlink)
+    refusal = struct.pack("=IHHIIi", 20, 2, 0, 1, 0, -(2**31))
+    monkeypatch.setattr(interfaces, "_open", Answering(refusal))
     with pytest.raises(CaptureError, match="list network interfaces"):
         list_interfaces()
 
@@ -110,14 +117,31 @@ def test_the_far_end_of_a_tunnel_is_not_ours(monkeypatch: pytest.MonkeyPatch) ->
     assert tunnel.addresses == {ours, b"\x0a\0\0\3"}
 
 
-@given(st.binary(max_size=97))
-def test_any_bytes_from_netlink_are_read_to_an_end(data: bytes) -> None:
-    for _, _, body in parse_messages(data):
-        list(interfaces._attributes(body, 4))
+LO = netlink_message(*link(1, 0x9, (3, b"lo\0")))
 
 
-def test_a_message_that_claims_too_much_is_not_read() -> None:
-    good = struct.pack("=IHHII", 20, 16, 0, 1, 0) + b"body"
-    bad = struct.pack("=IHHII", 4000, 16, 0, 1, 0) + b"body"
-    assert [body for _, _, body in parse_messages(good + bad)] == [b"body"]
-    assert list(parse_messages(struct.pack("=IHHII", 0, 16, 0, 1, 0))) == []
+def test_what_comes_before_the_end_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(interfaces, "_open", Answering(LO + done()))
+    assert [each.name for each in list_interfaces()] == ["lo"]
+
+
+@pytest.mark.parametrize(
+    ("datagram", "reason"),
+    [
+        (LO + struct.pack("=IHHII", 4000, 16, 0, 1, 0) + done(), "message of an impossible length"),
+        (
+            LO + netlink_message(16, bytes(16) + b"\xff\0\3\0") + done(),
+            "attribute of an impossible",
+        ),
+        (LO + netlink_message(16, bytes(15)) + done(), "at least 16 bytes"),
+        (LO + done(12), "Cannot allocate memory"),
+        (LO + netlink_message(2, struct.pack("=i", -16)), "Device or resource busy"),
+    ],
+    ids=["message", "attribute", "short", "error at the end", "error"],
+)
+def test_what_is_damaged_or_broken_off_is_no_list(
+    datagram: bytes, reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(interfaces, "_open", Answering(datagram))
+    with pytest.raises(CaptureError, match=f"list network interfaces.*{reason}"):
+        list_interfaces()
