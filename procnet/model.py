@@ -351,7 +351,8 @@ class Loss:
     processes_lost: int = 0
     """Times that the ring was full and a process not described: its name may be all there is."""
     translations_lost: int = 0
-    """Times that the kernel could not tell of all translated connections, or a table was full."""
+    """Times that the kernel could not tell of all translated connections, that what it told could
+    not be understood, or that a table was full."""
     unsplit_packets: int = 0
     """Of sockets with too many remote ends at once: theirs is unknown."""
     interrupted_captures: int = 0

@@ -95,8 +95,11 @@ class Translated:
     def _dump(self) -> None:
         assert self._connections is not None
         started_ns, started_s = time.time_ns(), time.monotonic()
+        malformed_before = self._connections.malformed_messages
         translations = self._connections.dump()
         self._elsewhere.translations.look(translations, self._dumped_ns, started_ns)
+        malformed = self._connections.malformed_messages - malformed_before
+        self._elsewhere.translations.lost += malformed
         self._dumped_ns = started_ns
         ended_s = time.monotonic()
         self._dump_due_s = ended_s + (ended_s - started_s) * (1 / _DUMP_SHARE - 1)

@@ -53,7 +53,7 @@ class Translations:
 
     def __init__(self, max_translations: int = MAX_TRANSLATIONS) -> None:
         self.lost = 0
-        """How many could not be kept, and times that the kernel could not tell of all."""
+        """How many could not be kept or understood, and times that not all were told of."""
         self._max_translations = max_translations
         self._alive: dict[Translation, _Known] = {}
         self._ended: deque[_Known] = deque()

@@ -77,7 +77,7 @@ _TRANSLATED_ALONE = (
 class News(NamedTuple):
     """What became of translated connections from ``since_ns`` to ``until_ns``.
 
-    ``missed``: there was more to tell than the kernel keeps.
+    ``missed``: there was more to tell than the kernel keeps, or than could be understood.
     """
 
     begun: list[Translation]
@@ -119,6 +119,7 @@ class Connections:
     def read(self) -> News:
         """What has begun and ended since the last call; never waits."""
         since_ns, missed = self._read_ns, False
+        malformed_before = self.malformed_messages
         begun: list[Translation] = []
         ended: list[Translation] = []
         while True:
@@ -138,10 +139,14 @@ class Connections:
                 if found is not None:
                     (ended if header.kind == _CT_DELETE else begun).append(found)
         self._read_ns = time.time_ns()
+        missed = missed or self.malformed_messages > malformed_before
         return News(begun, ended, since_ns, self._read_ns, missed)
 
     def dump(self) -> list[Translation]:
-        """All that there are now. Raises ProcnetError if the kernel does not answer in 5 s."""
+        """All that there are now, but for those that cannot be understood, which are counted.
+
+        Raises ProcnetError if the kernel does not answer in 5 s.
+        """
         found: dict[Translation, None] = {}
         try:
             for status in (_SRC_NAT, _DST_NAT):

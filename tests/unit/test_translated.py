@@ -45,6 +45,7 @@ class FakeConnections:
         self.news: list[News] = []
         self.dumps = 0
         self.refuses = False
+        self.malformed_messages = 0
         self.closed = False
 
     def read(self) -> News:

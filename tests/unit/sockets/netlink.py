@@ -6,7 +6,7 @@ from __future__ import annotations
 import ipaddress
 import socket
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 Answer = Sequence["bytes | OSError"]
@@ -90,3 +90,26 @@ class FakeNetlink:
         buffers[0][: len(cut)] = cut
         flags = socket.MSG_TRUNC if len(cut) < len(datagram) else 0
         return len(cut), [], flags, (self.sender, 0)
+
+
+class TellingNetlink:
+    """Tells datagrams up to an empty one, and after a silence those up to the next."""
+
+    def __init__(self, datagrams: Iterable[bytes], *, silence: type[OSError]) -> None:
+        self._datagrams = iter(datagrams)
+        self._silence = silence
+
+    def __enter__(self) -> Any:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None: ...
+
+    def ignored(self, *arguments: object) -> None: ...
+
+    setsockopt = bind = setblocking = settimeout = send = ignored
+
+    def recvfrom(self, size: int) -> tuple[bytes, tuple[int, int]]:
+        datagram = next(self._datagrams, b"")
+        if not datagram:
+            raise self._silence("nothing more")
+        return datagram, (0, 0)
