@@ -130,7 +130,8 @@ class Ledger:
         """Takes a look at the sockets; returns the processes that were seen for the first time."""
         self._looked = True
         self._looks_ns = (self._looks_ns[1], scan.started_ns)
-        self.elsewhere.namespaces.look(scan)
+        if self.elsewhere.in_use:
+            self.elsewhere.namespaces.look(scan)
         return self.owners.look(scan)
 
     def set_clock(self, step_ns: int) -> None:

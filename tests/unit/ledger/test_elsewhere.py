@@ -17,7 +17,18 @@ from procnet.model import (
     SocketScan,
     Translation,
 )
-from tests.unit.ledger.world import ALICE, BOB, CAROL, MS, NETNS, T0, World, flow, packed
+from tests.unit.ledger.world import (
+    ALICE,
+    BOB,
+    CAROL,
+    MS,
+    NETNS,
+    T0,
+    World,
+    flow,
+    packed,
+    udp_socket,
+)
 
 INSIDE, OTHER = 4026532001, 4026532002
 HOST, THERE, ONE, TWO = "10.0.0.1", "10.0.0.2", "172.17.0.2", "172.17.0.3"
@@ -302,3 +313,31 @@ def test_the_clock_may_be_set() -> None:
     translations.shift(3_600_000 * MS)
     assert not translations.find(run(on_wire(), 1)).ends
     assert translations.find(run(on_wire(), 3_600_001)).sure
+
+
+@pytest.mark.parametrize("everywhere", [False, True])
+def test_namespaces_are_only_looked_at_where_anything_may_be_elsewhere(everywhere: bool) -> None:
+    world = World()
+    world.ledger.elsewhere.everywhere = everywhere
+    world.look(0, (udp_socket(), {ALICE}))
+    told = {NETNS} if everywhere else set()
+    assert world.ledger.elsewhere.namespaces.that_may_have(packed(HOST)) == told
+    world.ledger.elsewhere.translations.hear([masqueraded(source=HOST)], (), T0, T0 + MS)
+    world.look(1, (udp_socket(), {ALICE}))
+    assert world.ledger.elsewhere.namespaces.that_may_have(packed(HOST)) == {NETNS}
+
+
+def test_a_translation_that_begins_between_two_looks_is_of_the_hosts_own_socket() -> None:
+    world = World()
+    translation = masqueraded(source=HOST, port=5000, shown=6007)
+    for at_ms in (-20, -10):
+        world.look(at_ms, (udp_socket(port=5000), {ALICE}))
+    world.ledger.elsewhere.translations.hear([translation], (), T0, T0)
+    world.packets(1, on_wire(6007), payload=101)
+    world.settle(2)
+    assert world.verdicts() == {Reason.PENDING: (1, 101)}
+    for at_ms in (20, 40):
+        world.look(at_ms, (udp_socket(port=5000), {ALICE}))
+        world.ledger.elsewhere.namespaces.know({NETNS: frozenset({packed(HOST)})})
+    world.settle(50)
+    assert world.verdicts() == {ALICE: (1, 101)}
