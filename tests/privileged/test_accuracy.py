@@ -63,10 +63,10 @@ MAY_BE_UNKNOWN = {
     "writers_by_turns": "AMBIGUOUS",
     # bpf/README.md, "Known gaps": without fentry, several sockets on one endpoint.
     **({} if libbpf.can_trace_functions() else {"reuseport_blind": "AMBIGUOUS"}),
-    # The same: before 6.3, raw sockets that only receive.
+    # The same: before 6.3, or without BTF, raw sockets that only receive.
     **(
         {}
-        if b"btf_trace_sock_recv_length" in BTF.read_bytes()
+        if BTF.exists() and b"btf_trace_sock_recv_length" in BTF.read_bytes()
         else {"raw_253": "NO_SOCKET", "cable_raw_253": "NO_SOCKET"}
     ),
 }
