@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 import time
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -46,6 +47,29 @@ def run(argv: Sequence[str], *, stdin: str | None = None) -> str:
     if done.returncode != 0:
         raise LabError(f"{' '.join(argv)}: exit status {done.returncode}: {done.stderr.strip()}")
     return done.stdout
+
+
+def in_child(work: Callable[..., T], *args: object) -> T:
+    """What a function returns in a process of its own: libbpf keeps what it once found out."""
+    readable, writable = os.pipe()
+    child = os.fork()
+    if not child:
+        # What it raises must not go on in a second copy of what we do.
+        try:
+            os.close(readable)
+            with os.fdopen(writable, "wb") as stream:
+                pickle.dump(work(*args), stream)
+            os._exit(0)
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(1)
+    os.close(writable)
+    with os.fdopen(readable, "rb") as stream:
+        found = stream.read()
+    assert os.waitpid(child, 0)[1] == 0
+    result: T = pickle.loads(found)
+    return result
 
 
 def wait_until(condition: Callable[[], T], what: str, timeout_s: float = WAIT_S) -> T:

@@ -6,7 +6,6 @@ import ctypes
 import errno
 import json
 import os
-import pickle
 import socket
 import subprocess
 import sys
@@ -17,7 +16,7 @@ from typing import NamedTuple, TypeVar
 import pytest
 
 import procnet
-from tests.privileged.namespace import TOP, Namespace, run
+from tests.privileged.namespace import TOP, Namespace, in_child, run
 from tests.privileged.reporting import Reporter, flows, payload, process_payload
 from tests.privileged.test_stopping import remains
 
@@ -134,22 +133,6 @@ def refused_start(refusals: Refusals, first: int, number: int, error: int) -> Ou
     exchange(DATAGRAMS)
     monitor.stop()
     return outcome(monitor, calls, before, bpf_descriptors())
-
-
-def in_child(work: Callable[..., Outcome], *args: object) -> Outcome:
-    """In a process of its own: libbpf keeps what it once found out about the kernel."""
-    readable, writable = os.pipe()
-    child = os.fork()
-    if not child:
-        os.close(readable)
-        with os.fdopen(writable, "wb") as stream:
-            pickle.dump(work(*args), stream)
-        os._exit(0)
-    os.close(writable)
-    with os.fdopen(readable, "rb") as stream:
-        found: Outcome = pickle.load(stream)
-    assert os.waitpid(child, 0)[1] == 0
-    return found
 
 
 def refused_starts(make: type[Refusals], library: str, number: int, error: int) -> list[Outcome]:

@@ -22,7 +22,7 @@ from tests.privileged.lab import (
     WireFlow,
     wait_until,
 )
-from tests.privileged.namespace import remove_stale
+from tests.privileged.namespace import in_child, remove_stale
 
 IP_HEADER_BYTES = {4: 20, 6: 40}
 UDP_HEADER_BYTES = 8
@@ -226,3 +226,11 @@ def test_all_is_gone_after_a_signal(how: signal.Signals) -> None:
     remove_stale()
     assert not path.exists()
     assert not Path("/run/netns", name.replace("-host", "-peer")).exists()
+
+
+def test_what_fails_in_a_child_fails_in_the_test() -> None:
+    us = os.getpid()
+    assert in_child(os.getppid) == us
+    with pytest.raises(AssertionError):
+        in_child(os.lstat, "/nowhere")
+    assert os.getpid() == us

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import pickle
 import resource
 import socket
 import subprocess
@@ -21,7 +20,7 @@ import procnet
 from procnet.bpf.libbpf import BpfObject
 from procnet.testing.frames import udp_frame
 from tests.privileged import short_lived
-from tests.privileged.namespace import TOP, Namespace, wait_until
+from tests.privileged.namespace import TOP, Namespace, in_child, wait_until
 from tests.privileged.test_faults import HERE, THERE, Keep, lay_cable, reading, send
 from tests.privileged.test_stopping import remains
 
@@ -154,21 +153,6 @@ def starts_with(kernel: str) -> list[Start]:
         enough = remains()[0] - before + SPARE
     each = range(max(0, enough - SPARE - SHORT_BY), enough + 1)
     return [in_child(start_with, n, kernel) for n in (*range(0, each.start, STEP), *each)]
-
-
-def in_child(work: Callable[..., Start], *args: object) -> Start:
-    readable, writable = os.pipe()
-    child = os.fork()
-    if not child:
-        os.close(readable)
-        with os.fdopen(writable, "wb") as stream:
-            pickle.dump(work(*args), stream)
-        os._exit(0)
-    os.close(writable)
-    with os.fdopen(readable, "rb") as stream:
-        found: Start = pickle.load(stream)
-    assert os.waitpid(child, 0)[1] == 0
-    return found
 
 
 @pytest.mark.parametrize("kernel", ["auto", "off"])
