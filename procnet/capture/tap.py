@@ -274,6 +274,8 @@ class Tap:
                     self._lost.add(name)
                 else:
                     self._lost.discard(name)
+        # When one that is not there is back, the watch tells; a container's device never is.
+        self._lost &= wanted.keys()
 
 
 def _eventfd() -> int:

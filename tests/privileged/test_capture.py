@@ -16,9 +16,11 @@ from pathlib import Path
 
 import pytest
 
+from procnet.capture import tap
 from procnet.capture.counter import Counter
 from procnet.capture.handle import SNAPLEN_BYTES, InterfaceGoneError, LiveHandle, probe
 from procnet.capture.interfaces import (
+    Interface,
     InterfaceWatch,
     default_interfaces,
     list_interfaces,
@@ -225,6 +227,32 @@ def test_a_deleted_interface_is_told_and_can_be_opened_again(cable: Space) -> No
         send_raw(cable, "far", frame, 7)
         read_until(again, lambda timestamp, data: found.append(data), lambda: len(found) >= 7)
     assert found == [frame] * 7
+
+
+def test_an_interface_that_is_gone_for_good_is_not_looked_for(
+    cable: Space, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    followed: list[None] = []
+
+    def counted() -> list[Interface]:
+        followed.append(None)
+        return default_interfaces()
+
+    monkeypatch.setattr(tap, "REOPEN_EVERY_S", 0.0)
+    monkeypatch.setattr(tap, "default_interfaces", counted)
+    with contextlib.closing(cable.inside(lambda: tap.Tap(None, 1))) as reader:
+        assert reader.interfaces == ("lo", "near")
+        cable.ip("link", "delete", "near")
+
+        def follows() -> int:
+            before = len(followed)
+            cable.inside(lambda: reader.wait(0))
+            return len(followed) - before
+
+        wait_for(lambda: follows() and reader.interfaces == ("lo",))
+        wait_for(lambda: not follows())
+        lay_cable(cable)
+        wait_for(lambda: follows() and reader.interfaces == ("lo", "near"))
 
 
 def test_an_interface_that_is_down_for_a_while_is_read_on(cable: Space) -> None:
