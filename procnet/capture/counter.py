@@ -81,13 +81,14 @@ class Counter:
         offline: bool = False,
         max_entries: int = 262_144,
     ) -> None:
+        self.own_mac = own_mac
+        """What the frames of this host come from, from now on; it may change while it is read."""
         self.has_new_flows = False
         """Whether a flow or a connection has begun since the last drain, as far as is remembered: a
         flow that paused over several drains is taken for new."""
         self._interface = interface
         self._link_type = link_type
         self._loopback = loopback
-        self._own_mac = own_mac
         self._whose = Whose(
             netns,
             local_addresses,
@@ -262,7 +263,7 @@ class Counter:
     def _is_outgoing(self, frame: bytes) -> bool:
         """Whether the link header says that this host sent the frame."""
         if self._link_type == ETHERNET:
-            return self._own_mac is not None and frame[6:12] == self._own_mac
+            return self.own_mac is not None and frame[6:12] == self.own_mac
         # Packet type 4 is PACKET_OUTGOING (packet(7)).
         if self._link_type == SLL:
             return frame[:2] == b"\0\x04"

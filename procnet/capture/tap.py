@@ -260,6 +260,7 @@ class Tap:
             interface = wanted.get(entry.name)
             if interface is not None and interface.index == entry.index:
                 entry.counter.set_local_addresses(addresses)
+                entry.counter.own_mac = interface.mac or None
             elif self._names is None and interface is None:
                 self._stop(entry)
             else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import select
 import signal
@@ -28,7 +29,7 @@ from procnet.capture.interfaces import (
 )
 from procnet.errors import CaptureError, UsageError
 from procnet.model import TCP, UDP, FlowCount, Support
-from procnet.testing.frames import tcp_frame, write_pcap
+from procnet.testing.frames import tcp_frame, udp_frame, write_pcap
 from tests.privileged.space import WAIT_S, Space, lay_cable, send_raw, wait_for
 
 pytestmark = pytest.mark.privileged
@@ -253,6 +254,28 @@ def test_an_interface_that_is_gone_for_good_is_not_looked_for(
         wait_for(lambda: not follows())
         lay_cable(cable)
         wait_for(lambda: follows() and reader.interfaces == ("lo", "near"))
+
+
+def test_what_is_sent_from_a_new_mac_is_ours(cable: Space) -> None:
+    """Without an address of ours in it, as DHCP sends: the MAC says who has sent it."""
+    counts: list[FlowCount] = []
+
+    def seen(reader: tap.Tap, packets: int) -> bool:
+        cable.inside(lambda: reader.wait(0.01))
+        counts.extend(count for count in reader.drain() if count.key and count.key.local_port == 68)
+        return sum(count.packets for count in counts) >= packets
+
+    frame = udp_frame("0.0.0.0", 68, "255.255.255.255", 67, bytes(101))
+    with contextlib.closing(cable.inside(lambda: tap.Tap(["near"], 1))) as reader:
+        for number, mac in enumerate((b"\x02\0\0\0\0\7", b"\x02\0\0\0\0\x17"), 1):
+            with contextlib.closing(cable.inside(InterfaceWatch)) as watch:
+                cable.ip("link", "set", "near", "address", mac.hex(":"))
+                wait_for(watch.changed)
+            cable.inside(lambda: reader.wait(0))
+            send_raw(cable, "near", frame[:6] + mac + frame[12:], 7)
+            wait_for(functools.partial(seen, reader, 7 * number))
+    assert {count.sent for count in counts} == {True}
+    assert sum(count.packets for count in counts) == 2 * 7
 
 
 def test_an_interface_that_is_down_for_a_while_is_read_on(cable: Space) -> None:
