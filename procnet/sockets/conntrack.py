@@ -55,6 +55,8 @@ _WORD = struct.Struct(">I")
 _FAMILY_BYTES = 4  # struct nfgenmsg, before the attributes
 _BUFFER_BYTES = 1 << 16
 _QUEUE_BYTES = 4 << 20
+_MAX_NEWS = 16384
+"""More than the queue holds, twice its bytes at 700 or more each. In a flood there is no end."""
 _TIMEOUT_S = 5.0
 _SO_ATTACH_FILTER, _SO_RCVBUFFORCE = 26, 33
 _INSTRUCTION = struct.Struct("HBBI")
@@ -77,6 +79,7 @@ _TRANSLATED_ALONE = (
 class News(NamedTuple):
     """What became of translated connections from ``since_ns`` to ``until_ns``.
 
+    In a flood the next ones begin before these end.
     ``missed``: there was more to tell than the kernel keeps, or than could be understood.
     """
 
@@ -117,15 +120,17 @@ class Connections:
             raise
 
     def read(self) -> News:
-        """What has begun and ended since the last call; never waits."""
-        since_ns, missed = self._read_ns, False
+        """What has begun and ended since the last call, up to a limit; never waits."""
+        since_ns, started_ns, missed = self._read_ns, time.time_ns(), False
         malformed_before = self.malformed_messages
         begun: list[Translation] = []
         ended: list[Translation] = []
-        while True:
+        drained = False
+        for _ in range(_MAX_NEWS):
             try:
                 data, (sender, _) = self._news.recvfrom(_BUFFER_BYTES)
             except BlockingIOError:
+                drained = True
                 break
             except OSError as error:
                 if error.errno != errno.ENOBUFS:
@@ -138,9 +143,11 @@ class Connections:
                 found = self._translation(body)
                 if found is not None:
                     (ended if header.kind == _CT_DELETE else begun).append(found)
-        self._read_ns = time.time_ns()
+        until_ns = time.time_ns()
+        # What was waiting is read in any case, if not all that came meanwhile.
+        self._read_ns = until_ns if drained else started_ns
         missed = missed or self.malformed_messages > malformed_before
-        return News(begun, ended, since_ns, self._read_ns, missed)
+        return News(begun, ended, since_ns, until_ns, missed)
 
     def dump(self) -> list[Translation]:
         """All that there are now, but for those that cannot be understood, which are counted.

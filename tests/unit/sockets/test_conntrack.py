@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import ipaddress
+import itertools
 import struct
+import time
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from procnet.model import ICMP, ICMP6, SCTP, TCP, UDP, Ends, Translation
-from procnet.sockets.conntrack import parse_connection
+from procnet.sockets import conntrack
+from procnet.sockets.conntrack import Connections, parse_connection
+from tests.unit.sockets.netlink import TellingNetlink, netlink_message
 
 NESTED = 0x8000
 ID = 3576862217
@@ -127,3 +131,33 @@ def test_damage_raises_nothing_else(damage: bytes, at: int) -> None:
     except (ValueError, struct.error):
         return
     assert found is None or found.near != found.far
+
+
+def test_a_flood_of_news_is_read_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    told = iter(range(10**9))
+    flood = (netlink_message(0x100, WHOLE) for _ in told)
+    sockets = iter(TellingNetlink(each, silence=BlockingIOError) for each in (flood, ()))
+    monkeypatch.setattr(conntrack, "_connect", lambda: next(sockets))
+    # A clock that goes on by one whenever it is asked.
+    monkeypatch.setattr(time, "time_ns", itertools.count(1).__next__)
+    connections = Connections()
+    first, second = connections.read(), connections.read()
+    assert len(first.begun) == len(second.begun) == 16384
+    assert next(told) == 2 * 16384
+    # What is left when it stops may have begun as soon as it had started to read.
+    assert (first.since_ns, first.until_ns) == (1, 3)
+    assert (second.since_ns, second.until_ns) == (2, 5)
+
+
+def test_news_end_where_nothing_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    sockets = iter(
+        TellingNetlink(each, silence=BlockingIOError)
+        for each in ([netlink_message(0x100, WHOLE)] * 23, ())
+    )
+    monkeypatch.setattr(conntrack, "_connect", lambda: next(sockets))
+    monkeypatch.setattr(time, "time_ns", itertools.count(1).__next__)
+    connections = Connections()
+    first, second = connections.read(), connections.read()
+    assert (len(first.begun), len(second.begun)) == (23, 0)
+    assert (first.since_ns, first.until_ns) == (1, 3)
+    assert (second.since_ns, second.until_ns) == (3, 5)
