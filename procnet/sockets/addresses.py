@@ -24,7 +24,11 @@ _IPV6 = re.compile(rb"^([0-9a-f]{32}) ", re.MULTILINE)
 
 
 class NamespaceAddresses:
-    """Reads the addresses of namespaces, each anew every 5 s. Not thread-safe."""
+    """Reads the addresses of namespaces, each anew every 5 s. Not thread-safe.
+
+    Of one that shows more than 4 MiB, as 40 000 routes do, nothing is told: what stands behind
+    them would be taken for nobody's.
+    """
 
     def __init__(
         self,
@@ -35,7 +39,8 @@ class NamespaceAddresses:
         self._root = Path(root)
         self._clock = clock
         self._read_s: dict[int, float] = {}
-        self._addresses: dict[int, frozenset[bytes]] = {}
+        # None: more than can be read.
+        self._addresses: dict[int, frozenset[bytes] | None] = {}
 
     def read(self, scan: SocketScan) -> Mapping[int, frozenset[bytes]]:
         """For each namespace of a look its addresses, packed; not for one that nobody shows."""
@@ -47,12 +52,10 @@ class NamespaceAddresses:
         for netns, pids in self._inhabitants(scan, due).items():
             for pid in pids:
                 with contextlib.suppress(OSError):
-                    found = self._read(pid, netns)
-                    if found is not None:
-                        self._addresses[netns] = found
+                    if self._read(pid, netns):
                         self._read_s[netns] = now_s
                         break
-        return self._addresses
+        return {netns: own for netns, own in self._addresses.items() if own is not None}
 
     def _inhabitants(self, scan: SocketScan, due: set[int]) -> dict[int, set[int]]:
         """A few processes that have a socket of the namespace; most are in it."""
@@ -63,13 +66,16 @@ class NamespaceAddresses:
                 found.update(process.pid for process in scan.holders.get(each.inode, ()))
         return pids
 
-    def _read(self, pid: int, netns: int) -> frozenset[bytes] | None:
+    def _read(self, pid: int, netns: int) -> bool:
+        """Whether the process is in the namespace; then it has told what there is to know."""
         directory = self._root / str(pid)
-        found = own_addresses(
-            _contents(directory / "net" / "fib_trie"), _contents(directory / "net" / "if_inet6")
-        )
+        shown = [_contents(directory / "net" / name) for name in ("fib_trie", "if_inet6")]
         # After it: a process that moved to another namespace showed that one's.
-        return found if (directory / "ns" / "net").stat().st_ino == netns else None
+        if (directory / "ns" / "net").stat().st_ino != netns:
+            return False
+        whole = max(map(len, shown)) <= _MAX_BYTES
+        self._addresses[netns] = own_addresses(*shown) if whole else None
+        return True
 
 
 def own_addresses(fib_trie: bytes, if_inet6: bytes) -> frozenset[bytes]:
@@ -84,6 +90,6 @@ def own_addresses(fib_trie: bytes, if_inet6: bytes) -> frozenset[bytes]:
 def _contents(path: Path) -> bytes:
     try:
         with path.open("rb") as file:
-            return file.read(_MAX_BYTES)
+            return file.read(_MAX_BYTES + 1)
     except FileNotFoundError:
         return b""  # no IPv6

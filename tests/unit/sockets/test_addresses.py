@@ -77,3 +77,25 @@ def test_they_are_read_by_a_process_that_is_there_and_read_again(tmp_path: Path)
     assert addresses.read(scan(inode, 11)) == {inode: packed(*OWN)}
     # A namespace without a socket is forgotten.
     assert inode not in addresses.read(scan(there.stat().st_ino, 13))
+
+
+def test_one_with_too_many_routes_is_not_told_of_in_part(tmp_path: Path) -> None:
+    here, root, now_s = tmp_path / "here", tmp_path / "proc", [0.0]
+    here.touch()
+    route = b"        |-- 10.9.0.7\n           /32 universe UNICAST\n"
+    fits = FIB_TRIE + route * (((4 << 20) - len(FIB_TRIE)) // len(route))
+    process(root, 11, here, fits)
+    addresses = NamespaceAddresses(root, clock=lambda: now_s[0])
+    inode = here.stat().st_ino
+    assert addresses.read(scan(inode, 11)) == {inode: packed("127.0.0.1", "10.9.0.2")}
+
+    shown = root / "11" / "net" / "fib_trie"
+    shown.write_bytes(fits + route)
+    now_s[0] = 5.1
+    assert addresses.read(scan(inode, 11)) == {}
+    # Nor is it read at each look.
+    shown.write_bytes(FIB_TRIE)
+    now_s[0] = 10.0
+    assert addresses.read(scan(inode, 11)) == {}
+    now_s[0] = 10.2
+    assert addresses.read(scan(inode, 11)) == {inode: packed("127.0.0.1", "10.9.0.2")}
