@@ -15,7 +15,14 @@ from procnet.sockets.conntrack import Connections
 
 _DUMP_SHARE = 0.05
 """Of the time. The kernel walks its whole table, 10 ms for 40 000 connections."""
-_FORWARDING = ("ipv4/ip_forward", "ipv6/conf/all/forwarding")
+# IPv4 asks the interface that a packet comes in by (ip_route_input_slow, net/ipv4/route.c), and
+# IPv6 all together (ip6_forward, net/ipv6/ip6_output.c), since 6.17 either (f24987ef6959).
+_FORWARDING = (
+    "ipv4/ip_forward",
+    "ipv4/conf/*/forwarding",
+    "ipv6/conf/all/forwarding",
+    "ipv6/conf/*/force_forwarding",
+)
 
 _log = logging.getLogger("procnet")
 
@@ -30,10 +37,11 @@ def may_be_elsewhere(containers: str, sysctl: Path = Path("/proc/sys/net")) -> b
 
 def forwards(sysctl: Path = Path("/proc/sys/net")) -> bool:
     """Does this network namespace pass packets on?"""
-    for name in _FORWARDING:
-        with contextlib.suppress(OSError):
-            if (sysctl / name).read_text().strip() != "0":
-                return True
+    for pattern in _FORWARDING:
+        for path in sysctl.glob(pattern):
+            with contextlib.suppress(OSError):
+                if path.read_text().strip() != "0":
+                    return True
     return False
 
 

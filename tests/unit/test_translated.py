@@ -37,6 +37,27 @@ def test_by_itself_where_this_namespace_forwards(
     assert may_be_elsewhere("off", root) is False
 
 
+@pytest.mark.parametrize(
+    "name", ["ipv4/conf/docker0/forwarding", "ipv6/conf/docker0/force_forwarding"]
+)
+def test_by_itself_where_one_interface_forwards(tmp_path: Path, name: str) -> None:
+    root = sysctl(tmp_path, "0", "0")
+    of_one = root / name
+    of_one.parent.mkdir(parents=True)
+    of_one.write_text("0\n")
+    assert not may_be_elsewhere("auto", root)
+    of_one.write_text("1\n")
+    assert may_be_elsewhere("auto", root)
+
+
+def test_ipv6_is_not_forwarded_for_one_interface_alone(tmp_path: Path) -> None:
+    """There, ``forwarding`` of an interface only says that it is a router's."""
+    root = sysctl(tmp_path, "0", "0")
+    (root / "ipv6/conf/docker0").mkdir()
+    (root / "ipv6/conf/docker0/forwarding").write_text("1\n")
+    assert not may_be_elsewhere("auto", root)
+
+
 class FakeConnections:
     """Tells what it is given, and counts how often it is asked for everything."""
 
