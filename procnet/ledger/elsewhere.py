@@ -88,9 +88,11 @@ class Elsewhere:
     def doubt(self, count: FlowCount, verdict: Verdict) -> Verdict:
         """The verdict on a run whose tuple leads to its socket, unless NAT may say otherwise.
 
-        What is sent for a container can have any port of this host's. Then only a socket that is
-        known by the whole tuple is believed.
+        What is sent for a container can have any port of this host's. If its translation may not
+        have been told of, only a socket that is known by the whole tuple is believed.
         """
+        if not (self.is_blind or self.translations.may_lack(count)):
+            return verdict
         key = count.key
         assert key is not None
         if verdict.process is None or key.local_address.startswith(_LOOPBACK):

@@ -217,7 +217,7 @@ class Ledger:
                 verdict = decide(
                     self.owners, count, generation, looked=looked, last_word=last_word, late=late
                 )
-                if self.elsewhere.is_blind:
+                if self.elsewhere.is_blind or self.elsewhere.translations.lost:
                     verdict = self.elsewhere.doubt(count, verdict)
             else:
                 when = When(generation, looked, last_word, late)

@@ -11,12 +11,13 @@ from collections import deque
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from procnet.ledger.claims import FOREVER_NS, shifted
+from procnet.ledger.claims import ALWAYS_NS, FOREVER_NS, shifted
 from procnet.model import Ends, FlowCount, Translation
 
 MAX_TRANSLATIONS = 131_072
 _SLACK_NS = 1_000_000
 """The first packet from outside is seen before its connection is known to the kernel."""
+_NEVER = (FOREVER_NS, ALWAYS_NS)
 
 
 class _Known:
@@ -59,14 +60,17 @@ class Translations:
         self._ended: deque[_Known] = deque()
         # By the ends that a flow shows: those of its socket, and when that was so.
         self._by_shown: dict[Ends, list[tuple[Ends, _Known]]] = {}
+        # When there may have been others: from, to.
+        self._lacking_ns = _NEVER
 
     def __bool__(self) -> bool:
         return bool(self._by_shown)
 
     @property
     def is_to_be_confirmed(self) -> bool:
-        """Are there some of which nobody would tell when they end?"""
-        return any(not known.watched for known in self._alive.values())
+        """Are there some of which nobody would tell when they end, or that were not told of?"""
+        lacking = self._lacking_ns[1] == FOREVER_NS
+        return lacking or any(not known.watched for known in self._alive.values())
 
     def hear(
         self, begun: Iterable[Translation], ended: Iterable[Translation], since_ns: int,
@@ -86,12 +90,14 @@ class Translations:
 
     def missed(self, since_ns: int) -> None:
         """What began and ended since then was not told of all."""
-        self.lost += 1
+        self._lose(since_ns, FOREVER_NS)
         for known in self._alive.values():
             known.sure_to_ns = min(known.sure_to_ns, since_ns)
 
     def look(self, translations: Iterable[Translation], previous_ns: int, started_ns: int) -> None:
         """Takes all that there were at ``started_ns``; the look before was at ``previous_ns``."""
+        lacking_from_ns, lacking_to_ns = self._lacking_ns
+        self._lacking_ns = (lacking_from_ns, min(lacking_to_ns, started_ns))
         gone = dict(self._alive)
         for translation in translations:
             known = gone.pop(translation, None)
@@ -131,8 +137,15 @@ class Translations:
             any(each.sure_to_ns < count.last_ns and each.end_ns == FOREVER_NS for _, each in at),
         )
 
+    def may_lack(self, count: FlowCount) -> bool:
+        """May a translation have been there at the time of the run that is not known?"""
+        from_ns, to_ns = self._lacking_ns
+        return from_ns - _SLACK_NS <= count.last_ns and count.first_ns <= to_ns
+
     def forget(self, before_ns: int) -> None:
         """Lets go of those that ended before."""
+        if self._lacking_ns[1] < before_ns:
+            self._lacking_ns = _NEVER
         for _ in range(len(self._ended)):
             known = self._ended.popleft()
             if known.end_ns < before_ns:
@@ -146,6 +159,8 @@ class Translations:
             known.begin_ns = shifted(known.begin_ns, step_ns)
             known.sure_to_ns = shifted(known.sure_to_ns, step_ns)
             known.end_ns = shifted(known.end_ns, step_ns)
+        from_ns, to_ns = self._lacking_ns
+        self._lacking_ns = (shifted(from_ns, step_ns), shifted(to_ns, step_ns))
 
     def _begin(self, translation: Translation, begin_ns: int, sure_to_ns: int) -> None:
         self._make_room()
@@ -156,11 +171,14 @@ class Translations:
     def _make_room(self) -> None:
         if len(self._alive) + len(self._ended) < self._max_translations:
             return
+        known = self._ended.popleft() if self._ended else self._alive.pop(next(iter(self._alive)))
+        self._lose(known.begin_ns, known.end_ns)
+        self._remove(known)
+
+    def _lose(self, since_ns: int, until_ns: int) -> None:
         self.lost += 1
-        if self._ended:
-            self._remove(self._ended.popleft())
-        else:
-            self._remove(self._alive.pop(next(iter(self._alive))))
+        from_ns, to_ns = self._lacking_ns
+        self._lacking_ns = (min(from_ns, since_ns), max(to_ns, until_ns))
 
     def _end(self, known: _Known, sure_to_ns: int, end_ns: int) -> None:
         known.sure_to_ns = min(known.sure_to_ns, sure_to_ns)

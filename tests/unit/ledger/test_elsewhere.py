@@ -256,6 +256,58 @@ def test_where_translations_cannot_be_read_a_port_alone_names_nobody() -> None:
     assert house.verdicts() == {Reason.AMBIGUOUS: (1, 101), BOB: (1, 11)}
 
 
+def test_a_port_names_nobody_while_a_translation_may_not_have_been_told_of() -> None:
+    """A container's tuple on the wire may be one that a socket of the host seems to have."""
+    world = World()
+    translations = world.ledger.elsewhere.translations
+
+    def looks(*at_ms: float) -> None:
+        for at in at_ms:
+            world.look(at, (udp_socket(port=5000), {BOB}))
+
+    looks(-20, -10)
+    world.packets(-5, on_wire(), payload=7)
+    translations.missed(T0)
+    world.packets(1, on_wire(), payload=101)
+    world.packets(2, on_wire(6007), payload=29)
+    world.event(1, CAROL, key=on_wire(6007), inode=7003)
+    assert translations.is_to_be_confirmed
+    translations.look([], T0 - 100 * MS, T0 + 5 * MS)
+    assert not translations.is_to_be_confirmed
+    world.packets(10, on_wire(), payload=11)
+    looks(20, 40)
+    world.settle(50)
+    assert world.verdicts() == {Reason.AMBIGUOUS: (1, 101), BOB: (2, 18), CAROL: (1, 29)}
+
+
+def test_nor_is_it_where_a_look_at_the_translations_fails() -> None:
+    translations = Translations()
+    assert not translations.may_lack(run(on_wire(), 1))
+    translations.missed(T0 + 10 * MS)
+    translations.missed(T0 + 30 * MS)
+    lacks = [translations.may_lack(run(on_wire(), at_ms)) for at_ms in (5, 20, 10_000)]
+    assert lacks == [False, True, True]
+    translations.look([], T0, T0 + 50 * MS)
+    lacks = [translations.may_lack(run(on_wire(), at_ms)) for at_ms in (5, 20, 60)]
+    assert lacks == [False, True, False]
+    translations.shift(3_600_000 * MS)
+    assert translations.may_lack(run(on_wire(), 3_600_020))
+    translations.forget(T0 + 3_600_100 * MS)
+    assert not translations.may_lack(run(on_wire(), 3_600_020))
+
+
+@pytest.mark.parametrize("ended", [0, 13])
+def test_one_that_there_is_no_room_for_may_be_anywhere(ended: int) -> None:
+    translations = Translations(max_translations=13)
+    many = [masqueraded(port, port) for port in range(1001, 1001 + 13 + 1)]
+    translations.hear(many[:13], (), T0, T0)
+    translations.hear((), many[:ended], T0 + 10 * MS, T0 + 20 * MS)
+    assert not translations.may_lack(run(on_wire(), 15))
+    translations.hear(many[13:], (), T0 + 30 * MS, T0 + 40 * MS)
+    assert translations.may_lack(run(on_wire(), 15))
+    assert translations.may_lack(run(on_wire(), 50)) == (not ended)
+
+
 # -- what is kept ---------------------------------------------------------------------------------
 
 
