@@ -77,15 +77,14 @@ class Translated:
             self._elsewhere.translations.hear(begun, ended, since_ns, until_ns)
         if missed:
             self._elsewhere.translations.missed(since_ns)
-            self._look()
+            self._look_if_due()
 
     def look(self, scan: SocketScan) -> None:
         """Goes with a look at the sockets."""
         if self._elsewhere.in_use:
             self._elsewhere.namespaces.know(self._addresses.read(scan))
-        due = time.monotonic() >= self._dump_due_s
-        if due and self._elsewhere.translations.is_to_be_confirmed:
-            self._look()
+        if self._elsewhere.translations.is_to_be_confirmed:
+            self._look_if_due()
 
     def shift(self, step_ns: int) -> None:
         """The wall clock was set by so much."""
@@ -93,7 +92,9 @@ class Translated:
         if self._connections is not None:
             self._connections.shift(step_ns)
 
-    def _look(self) -> None:
+    def _look_if_due(self) -> None:
+        if time.monotonic() < self._dump_due_s:
+            return
         try:
             self._dump()
         except ProcnetError as error:
@@ -104,13 +105,16 @@ class Translated:
         assert self._connections is not None
         started_ns, started_s = time.time_ns(), time.monotonic()
         malformed_before = self._connections.malformed_messages
-        translations = self._connections.dump()
-        self._elsewhere.translations.look(translations, self._dumped_ns, started_ns)
+        try:
+            translations = self._connections.dump()
+            self._elsewhere.translations.look(translations, self._dumped_ns, started_ns)
+        finally:
+            # One that fails may have taken longest.
+            ended_s = time.monotonic()
+            self._dump_due_s = ended_s + (ended_s - started_s) * (1 / _DUMP_SHARE - 1)
         malformed = self._connections.malformed_messages - malformed_before
         self._elsewhere.translations.lost += malformed
         self._dumped_ns = started_ns
-        ended_s = time.monotonic()
-        self._dump_due_s = ended_s + (ended_s - started_s) * (1 / _DUMP_SHARE - 1)
 
     def close(self) -> None:
         """Gives everything back. Idempotent."""

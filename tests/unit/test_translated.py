@@ -9,7 +9,7 @@ import pytest
 from procnet.errors import ProcnetError
 from procnet.ledger.elsewhere import Elsewhere
 from procnet.ledger.owners import OwnerTable
-from procnet.model import Translation
+from procnet.model import SocketScan, Translation
 from procnet.sockets.conntrack import News
 from procnet.translated import Translated, may_be_elsewhere
 from tests.unit.ledger.test_elsewhere import masqueraded, on_wire, run
@@ -68,12 +68,15 @@ class FakeConnections:
         self.refuses = False
         self.malformed_messages = 0
         self.closed = False
+        self.takes_s = 0.0
+        self.now_s = 1000.0
 
     def read(self) -> News:
         return self.news.pop(0) if self.news else News([], [], T0, T0, False)
 
     def dump(self) -> list[Translation]:
         self.dumps += 1
+        self.now_s += self.takes_s
         if self.refuses:
             raise ProcnetError("no answer")
         return self.there
@@ -86,6 +89,7 @@ class FakeConnections:
 def connections(monkeypatch: pytest.MonkeyPatch) -> FakeConnections:
     made = FakeConnections()
     monkeypatch.setattr("procnet.translated.Connections", lambda: made)
+    monkeypatch.setattr("procnet.translated.time.monotonic", lambda: made.now_s)
     return made
 
 
@@ -111,6 +115,40 @@ def test_a_look_that_fails_is_a_loss(connections: FakeConnections) -> None:
     assert not elsewhere.translations.find(run(on_wire(), 100)).sure
     translated.close()
     assert connections.closed
+
+
+@pytest.mark.parametrize("refuses", [False, True])
+def test_looks_take_their_share_of_the_time_in_a_flood_too(
+    connections: FakeConnections, refuses: bool
+) -> None:
+    elsewhere = Elsewhere(OwnerTable())
+    translated = Translated(elsewhere, everywhere=False)
+    connections.refuses, connections.takes_s = refuses, 5.0
+    missed = News([], [], T0, T0 + MS, True)
+    nothing = SocketScan(T0, T0, [], {}, 0, 0)
+    before_s = connections.now_s
+    while connections.dumps < 1 + 7:
+        connections.news = [missed]
+        translated.observe()
+        translated.look(nothing)
+        connections.now_s += 0.1
+    assert connections.now_s - before_s == pytest.approx(6 * 100 + 5, rel=0.01)
+
+
+def test_a_look_that_was_not_due_is_made_later(connections: FakeConnections) -> None:
+    connections.takes_s = 0.01
+    elsewhere = Elsewhere(OwnerTable())
+    translated = Translated(elsewhere, everywhere=False)
+    connections.news = [News([], [], T0, T0 + MS, True)]
+    translated.observe()
+    nothing = SocketScan(T0, T0, [], {}, 0, 0)
+    translated.look(nothing)
+    assert connections.dumps == 1
+    assert elsewhere.translations.is_to_be_confirmed
+    connections.now_s += 0.2
+    translated.look(nothing)
+    assert connections.dumps == 2
+    assert not elsewhere.translations.is_to_be_confirmed
 
 
 def test_one_that_refuses_from_the_beginning_is_closed(connections: FakeConnections) -> None:
