@@ -17,8 +17,8 @@ from procnet.model import Process, ProcessId
 from procnet.sockets.container import container_of
 from procnet.sockets.pids import process_directory, raise_if_ours, read_at, stat_at
 
-# A row is kept when its process is gone, and arguments of two letters take twenty times their bytes
-# as Python's strings: with 64 KiB each, a thousand processes of anybody's would fill a gigabyte.
+# A row is kept when its process is gone. Arguments of two letters take twenty times their bytes as
+# Python's strings: kept so, 16 384 processes of anybody's would fill 1.5 GB (see _packed()).
 _CMDLINE_LIMIT_BYTES = 4096
 _CGROUP_LIMIT_BYTES = 64 * 1024
 _STATUS_LIMIT_BYTES = 16 * 1024
@@ -40,6 +40,7 @@ def _user_name(uid: int) -> str:
 @dataclass(frozen=True, slots=True)
 class _Row:
     process: Process
+    """As ``_packed`` makes it."""
     read_at_s: float
     """When /proc was asked last; minus infinity for never."""
     told: bool
@@ -84,18 +85,19 @@ class ProcessTable:
         row = self._rows.get(process)
         now_s = self._timer()
         if row is not None and now_s - row.read_at_s < self._refresh_s:
-            return row.process
+            return _unpacked(row.process)
         fresh = self._read(process)
         if fresh is None:
             if row is None:
                 return None
             # Asking again before the next refresh would fail again.
             self._rows[process] = replace(row, read_at_s=now_s)
-            return row.process
+            return _unpacked(row.process)
+        fresh = _packed(fresh)
         if row is not None:
             fresh = _fuller(fresh, row.process)
         self._rows[process] = _Row(fresh, now_s, told=False)
-        return fresh
+        return _unpacked(fresh)
 
     def remember(self, process: Process) -> None:
         """Keeps what the kernel told about a process that /proc may never show.
@@ -103,6 +105,7 @@ class ProcessTable:
         It only adds: no field that is known is replaced by an empty one. What was told with a
         program replaces what was told before, and what /proc showed of an earlier one.
         """
+        process = _packed(process)
         row = self._rows.get(process.id)
         if row is None:
             row = _Row(process, -math.inf, told=True)
@@ -166,6 +169,19 @@ class ProcessTable:
         if user is None:
             user = self._users[process.uid] = self._user_name(process.uid)
         return replace(process, user=user)
+
+
+def _packed(process: Process) -> Process:
+    """With its arguments as one string, which is as long as they are."""
+    return replace(process, cmdline=("\0".join(process.cmdline),)) if process.cmdline else process
+
+
+def _unpacked(process: Process) -> Process:
+    return (
+        replace(process, cmdline=tuple(process.cmdline[0].split("\0")))
+        if process.cmdline
+        else process
+    )
 
 
 def _filled(row: Process, other: Process) -> Process:

@@ -4,6 +4,7 @@ import os
 import sys
 import tempfile
 import threading
+import tracemalloc
 from types import SimpleNamespace
 
 import pytest
@@ -161,6 +162,33 @@ def test_a_row_is_small_whatever_its_arguments(tree: ProcTree, table: ProcessTab
     row = table.get(SHELL)
     assert row is not None
     assert sum(map(sys.getsizeof, (*row.cmdline, row.cmdline))) < 100_000
+
+
+@pytest.mark.parametrize("told", [False, True])
+def test_what_is_kept_is_no_larger_than_what_was_read(
+    tree: ProcTree, table: ProcessTable, told: bool
+) -> None:
+    arguments = tuple(f"{number:02}" for number in range(100)) * 13
+    rows = 101
+    for pid in range(1000, 1000 + rows):
+        if not told:
+            tree.add_process(pid, "many", cmdline=arguments)
+    tracemalloc.start()
+    try:
+        for pid in range(1000, 1000 + rows):
+            if told:
+                # As from a ring: each string is a new one.
+                cmdline = tuple("".join(each) for each in arguments)
+                table.remember(Process(pid, 1_000_000_000, "many", cmdline=cmdline))
+            else:
+                assert table.get(ProcessId(pid, 1_000_000_000)) is not None
+        kept_bytes, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert kept_bytes / rows < 2 * 3 * len(arguments)
+    row = table.get(ProcessId(1000, 1_000_000_000))
+    assert row is not None
+    assert row.cmdline == arguments
 
 
 def test_a_program_that_overwrote_its_arguments_has_one(
