@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import secrets
@@ -11,6 +12,8 @@ import threading
 import time
 from collections.abc import Callable
 from typing import TypeVar
+
+from tests.privileged.backlog import raised_backlog
 
 WAIT_S = 20.0
 CLONE_NEWNET = 0x40000000
@@ -26,14 +29,18 @@ class Space:
 
     def __init__(self) -> None:
         self.name = f"pncap-{os.getpid()}-{secrets.token_hex(3)}"
-        ip("netns", "add", self.name)
-        self.ip("link", "set", "lo", "up")
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(raised_backlog())
+            ip("netns", "add", self.name)
+            stack.callback(ip, "netns", "delete", self.name)
+            self.ip("link", "set", "lo", "up")
+            self._stack = stack.pop_all()
 
     def ip(self, *words: str) -> None:
         ip("-n", self.name, *words)
 
     def close(self) -> None:
-        ip("netns", "delete", self.name)
+        self._stack.close()
 
     def inside(self, work: Callable[[], T]) -> T:
         results: list[T] = []
