@@ -10,7 +10,7 @@ from tests.kernels.suites import run_suites
 from tests.kernels.test_owners_vm import ACCURACY, KERNELS, PLAYED, environment
 
 SUITE = {
-    "tests/privileged/test_kernel_counting.py": 29,
+    "tests/privileged/test_kernel_counting.py": 30,
     "tests/privileged/test_socket_counting.py": 10,
     f"{ACCURACY}::test_what_processes_move_is_counted_at_their_sockets": len(PLAYED),
 }
