@@ -45,6 +45,11 @@ class Reporter:
         assert self.first_line.startswith("capturing on "), self.first_line
         self.pid = self._process.pid
 
+    def wait_for_a_warning(self) -> None:
+        """Until it has said something after its first line."""
+        said, _, _ = select.select([self._process.stderr], [], [], WAIT_S)
+        assert said, "procnet report did not warn"
+
     def finish(self, *, warnings: str = "") -> dict[str, Any]:
         """Stops it with SIGINT, as Ctrl-C does, and returns its report."""
         self._process.send_signal(signal.SIGINT)

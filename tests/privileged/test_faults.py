@@ -239,7 +239,7 @@ def test_a_cable_whose_other_end_s_namespace_dies(doomed: Lab, counting: str) ->
     # Nobody is in it any more, so the kernel takes it apart, and the cable with it.
     run(["ip", "netns", "delete", doomed.peer.name])
     wait_until(lambda: DEVICE not in doomed.host.run(["ip", "link"]), "the cable's end")
-    time.sleep(0.5)
+    reporter.wait_for_a_warning()
     report = reporter.finish(warnings="cannot read")
     assert process_payload(report, client.pid) == (70_001, 0)
     (row,) = [flow for flow in report["flows"] if flow["protocol"] == "udp"]
