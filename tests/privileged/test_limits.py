@@ -181,15 +181,17 @@ def test_the_command_says_it_in_a_line(loopback: Namespace) -> None:
     assert "Traceback" not in done.stderr
 
 
-def starved(*commands: str) -> None:
+def starved(log: Keep, *commands: str) -> None:
     """What happens while this process can open nothing: the commands, one after the other."""
     limit = resource.getrlimit(resource.RLIMIT_NOFILE)
-    process = subprocess.Popen(["sh", "-ec", "; ".join(("sleep 0.3", *commands))])
+    script = "; ".join(("read go", *commands))
+    process = subprocess.Popen(["sh", "-ec", script], stdin=subprocess.PIPE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (3, limit[1]))
-    status = process.wait()
+    process.communicate(b"go\n")
     time.sleep(1.3)  # longer than between two looks, and between two tries to reopen
+    wait_until(lambda: any("Too many open files" in line for line in log.lines), "a refusal")
     resource.setrlimit(resource.RLIMIT_NOFILE, limit)
-    assert status == 0
+    assert process.returncode == 0
 
 
 def starve(
@@ -201,7 +203,7 @@ def starve(
     with procnet.Monitor(["near"], kernel=kernel) as monitor:
         send(BEFORE)
         wait_until(lambda: monitor.report().totals.sent.packets == BEFORE, "what was sent")
-        starved(*commands)
+        starved(log, *commands)
         tap = monitor._tap
         assert tap is not None
         wait_until(lambda: reading(monitor) and not tap._is_outdated, "the interface")
