@@ -13,8 +13,9 @@ import socket
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 
@@ -35,6 +36,8 @@ from tests.privileged.short_lived import SENDERS, Judgement, arguments, build, j
 pytestmark = pytest.mark.privileged
 
 Report = dict[str, Any]
+Told = TypeVar("Told")
+TRIES = 3
 BEFORE_6_12 = tuple(map(int, platform.release().split(".")[:2])) < (6, 12)
 
 
@@ -48,10 +51,24 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_every_short_lived_sender_is_named(
     loopback: Namespace, program: Path, protocol: str, number: int
 ) -> None:
-    reporter = Reporter(loopback, "--counting", "socket")
-    port, senders = launch(loopback.argv([str(program), *arguments(protocol, number)]))
-    report = in_namespace(reporter.finish(), loopback)
+    workload = loopback.argv([str(program), *arguments(protocol, number)])
+    report, (port, senders) = undisturbed(loopback, lambda: launch(workload))
     assert judge(report, protocol, port, senders, str(program)) == Judgement(number, 0, 0, 0)
+
+
+def undisturbed(namespace: Namespace, play: Callable[[], Told]) -> tuple[Report, Told]:
+    """What was counted in a namespace meanwhile, and what ``play`` told.
+
+    All namespaces are watched: if others on this machine do so much that events are lost, it is
+    played again.
+    """
+    for _ in range(TRIES):
+        reporter = Reporter(namespace, "--counting", "socket")
+        told = play()
+        report = reporter.finish()
+        if not report["loss"]["events_lost"]:
+            return in_namespace(report, namespace), told
+    raise AssertionError(f"events were lost {TRIES} times: {report['loss']}")
 
 
 def test_the_engines_agree_flow_by_flow(lab: Lab) -> None:
@@ -215,9 +232,9 @@ def talk_to_many(number: int) -> tuple[list[FlowCount], int, int]:
 
 def test_what_leaves_after_its_process_is_its_own(loopback: Namespace) -> None:
     """A process that ends with a full queue: the kernel sends the rest."""
-    reporter = Reporter(loopback, "--counting", "socket")
-    pid, port, size = map(int, loopback.run([sys.executable, "-c", LEAVES_A_QUEUE]).split())
-    report = in_namespace(reporter.finish(), loopback)
+    argv = [sys.executable, "-c", LEAVES_A_QUEUE]
+    report, told = undisturbed(loopback, lambda: loopback.run(argv))
+    pid, port, size = map(int, told.split())
     rows = flows(report, protocol="tcp", remote_port=port)
     assert (payload(rows)[0], owners(rows)) == (size, {pid})
 
@@ -245,10 +262,9 @@ print(child, listener.getsockname()[1], size)
 
 
 def test_a_socket_that_connects_again_is_two_flows(loopback: Namespace) -> None:
-    reporter = Reporter(loopback, "--counting", "socket")
-    told = loopback.run([sys.executable, "-c", CONNECTS_TWICE]).split()
-    report = in_namespace(reporter.finish(), loopback)
-    pid, first, second = map(int, told)
+    argv = [sys.executable, "-c", CONNECTS_TWICE]
+    report, told = undisturbed(loopback, lambda: loopback.run(argv))
+    pid, first, second = map(int, told.split())
     for port, size in ((first, 1009), (second, 2003)):
         rows = flows(report, protocol="tcp", remote_port=port)
         assert (payload(rows), owners(rows)) == ((size, 0), {pid})
