@@ -11,7 +11,9 @@ from pathlib import Path
 import pytest
 
 from tests.privileged.lab import TOP, Namespace
+from tests.privileged.namespace import wait_until
 from tests.privileged.reporting import assert_conserved
+from tests.privileged.test_interrupted import packet_sockets
 from tests.privileged.test_report import ready_pair, transfer
 
 EXAMPLES = sorted((TOP / "examples").glob("*.py"))
@@ -39,6 +41,7 @@ def test_an_example_has_sixty_lines_at_most_and_is_run_here(path: Path) -> None:
 def test_who(loopback: Namespace) -> None:
     server, client = ready_pair(loopback, loopback, "tcp", pace=0.002)
     example = start(loopback, "who.py", "5")
+    wait_until(lambda: packet_sockets(loopback) > 0, "the example to capture")
     transfer((server, client))
     output = finish(example)
     assert f"(pid {client.pid})" in output and f"(pid {server.pid})" in output
