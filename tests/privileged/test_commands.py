@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -201,20 +202,22 @@ def test_a_process_name_cannot_reach_the_terminal_raw(loopback: Namespace) -> No
         f"open('/proc/self/comm','w').write({evil!r});"
         "s=socket.socket(socket.AF_INET,socket.SOCK_DGRAM);s.bind(('127.0.0.1',4001));"
         "print('ready',flush=True);sys.stdin.readline();s.sendto(b'x'*101,('127.0.0.1',4001));"
-        "sys.stdin.readline()"
+        "print('sent',flush=True);sys.stdin.readline()"
     )
     process = loopback.popen(
         [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
     assert process.stdout.readline() == "ready\n"
     report = loopback.popen(
-        [sys.executable, "-m", "procnet", "report", "--duration", "2", "--interface", "lo"],
+        [sys.executable, "-m", "procnet", "report", "--interface", "lo"],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=TOP,
     )  # fmt: skip
     assert "capturing" in report.stderr.readline()
     process.stdin.write("go\n")
     process.stdin.flush()
-    output, _ = report.communicate(timeout=30)
+    assert process.stdout.readline() == "sent\n"
+    report.send_signal(signal.SIGINT)
+    output, _ = report.communicate(timeout=60)
     assert str(process.pid) in output
     assert "\x1b" not in output and "\u202e" not in output
     assert "\\x1b" in output
