@@ -141,7 +141,7 @@ async def watch_and_count() -> tuple[int, tuple[int, int]]:
 
 
 def in_an_event_loop() -> tuple[int, tuple[int, int]]:
-    return asyncio.run(asyncio.wait_for(watch_and_count(), 20))
+    return asyncio.run(asyncio.wait_for(watch_and_count(), 50))
 
 
 def test_an_event_loop_waits_for_both(loopback: Namespace) -> None:
@@ -326,7 +326,7 @@ def test_an_end_is_silent_and_soon(loopback: Namespace, end: str, kernel: str) -
     code, status = ENDS[end]
     done = subprocess.run(
         loopback.argv([sys.executable, "-c", BEGIN + code, kernel]),
-        capture_output=True, text=True, cwd=TOP, timeout=20,
+        capture_output=True, text=True, cwd=TOP, timeout=60,
     )  # fmt: skip
     assert (done.returncode, done.stdout, done.stderr) == (status, "", "")
 
