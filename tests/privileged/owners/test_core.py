@@ -157,7 +157,7 @@ def test_close_gives_everything_back(owners: CoreOwners) -> None:
     second.close()
     assert (second.read(), second.fileno(), second.events_lost()) == ([], -1, lost)
     assert (open_files(), threading.active_count()) == (files, threads)
-    assert not added & attached()
+    wait_until(lambda: not added & attached(), "the kernel to detach what was closed")
 
 
 HOLD = """
