@@ -368,7 +368,7 @@ def traffic(draw: st.DrawFn) -> bytes:
     return frame[: draw(st.integers(0, 60))] if kind == "cut" else frame
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(
     st.lists(st.tuples(st.sampled_from([0, 0.0001, 0.01, -0.01]), traffic()), max_size=60),
     st.sampled_from([1, 3, 1000]),
@@ -401,7 +401,7 @@ def test_nothing_is_lost_and_nothing_is_made_up(steps, max_entries, loopback, dr
     assert all((count.key is None) <= (count.reason is not None) for count in counts)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.lists(traffic(), min_size=1, max_size=40))
 def test_the_quick_road_counts_what_the_decoder_says(sent) -> None:
     """Two counters, one of which never sees a frame twice and so decodes each."""

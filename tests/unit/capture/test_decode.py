@@ -225,7 +225,7 @@ def captured(draw: st.DrawFn) -> tuple[int, bytes]:
     return link_type, frame[:cut]
 
 
-@settings(max_examples=1500, deadline=None)
+@settings(max_examples=1500)
 @given(captured())
 def test_the_quick_path_agrees_with_dpkt(frame: tuple[int, bytes]) -> None:
     link_type, data = frame
@@ -234,7 +234,7 @@ def test_the_quick_path_agrees_with_dpkt(frame: tuple[int, bytes]) -> None:
         assert quick == Decoder(link_type).decode_completely(data)
 
 
-@settings(max_examples=1000, deadline=None)
+@settings(max_examples=1000)
 @given(st.sampled_from(sorted(LINK_TYPES)), st.binary(max_size=301))
 def test_random_bytes_never_crash(link_type: int, data: bytes) -> None:
     found = decode(data, link_type)
@@ -246,7 +246,7 @@ def test_random_bytes_never_crash(link_type: int, data: bytes) -> None:
         assert 0 <= found.wire_bytes <= len(data)
 
 
-@settings(max_examples=1000, deadline=None)
+@settings(max_examples=1000)
 @given(captured())
 def test_damaged_packets_never_crash(frame: tuple[int, bytes]) -> None:
     link_type, data = frame

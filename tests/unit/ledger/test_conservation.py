@@ -31,7 +31,7 @@ STEPS = st.lists(
 
 
 @given(STEPS)
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_bytes_are_conserved_whatever_the_witnesses_say(steps: list) -> None:
     world = World(max_flows=3, max_waiting=5)
     fed = [0, 0]

@@ -7,7 +7,7 @@ import struct
 import time
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from procnet.model import TCP, UDP, UDPLITE, Socket, Support
@@ -154,7 +154,6 @@ pieces = st.one_of(
 )
 
 
-@settings(deadline=None)
 @given(
     st.lists(pieces, max_size=8).map(b"".join),
     st.lists(st.tuples(st.integers(0, 700), st.integers(0, 255)), max_size=6),
@@ -320,7 +319,6 @@ def test_a_handshake_has_the_uid_of_its_listener() -> None:
     assert [s.uid for s in found if s.state != "listen"] == [33, 55, 0, 0]
 
 
-@settings(deadline=None)
 @given(st.lists(st.lists(pieces, max_size=4).map(b"".join), max_size=6))
 def test_any_answer_comes_to_an_end(datagrams: list[bytes]) -> None:
     fake = always(*datagrams)

@@ -8,7 +8,7 @@ import tracemalloc
 from types import SimpleNamespace
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from procnet.model import Process, ProcessId
@@ -269,7 +269,6 @@ def test_a_user_may_be_called_any_bytes(tree: ProcTree, monkeypatch: pytest.Monk
     assert row is not None and row.user == r"caf\xff"
 
 
-@settings(deadline=None)
 @given(
     st.dictionaries(
         st.sampled_from(["stat", "status", "cmdline", "cgroup"]), st.binary(), min_size=1

@@ -432,7 +432,7 @@ def test_the_probe_does_not_know_without_a_proc(tmp_path: Path) -> None:
     assert probe(tmp_path).support is Support.UNKNOWN
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(
     st.dictionaries(st.sampled_from(["stat", "net/tcp", "net/packet"]), st.binary(), min_size=1),
     st.lists(st.binary(min_size=1).filter(lambda b: b"\0" not in b), max_size=3),
