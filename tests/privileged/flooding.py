@@ -76,3 +76,9 @@ def cpu_s(pid: int) -> float:
     """Processor time that a process has had."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / 100
+
+
+def waited_s(pid: int) -> float:
+    """How long its threads have waited for a processor."""
+    told = (path.read_text() for path in Path(f"/proc/{pid}/task").glob("*/schedstat"))
+    return sum(int(text.split()[1]) for text in told) / 1e9

@@ -117,18 +117,19 @@ def test_memory_stays_where_it_is_when_the_tables_are_full(
 
 
 def wait_until_it_rests(pid: int) -> None:
-    """Until a process has had nothing to do for a while."""
-    before_s = [-1.0]
+    """Until a process has had nothing to do for a while, and that not for want of a processor."""
+    before_s = [(-1.0, -1.0)]
 
     def rests() -> bool:
-        spent_s = flooding.cpu_s(pid)
-        resting = spent_s - before_s[0] < 0.05
-        before_s[0] = spent_s
+        now_s = flooding.cpu_s(pid), flooding.waited_s(pid)
+        spent_s, waited_s = (now - before for now, before in zip(now_s, before_s[0], strict=True))
+        resting = spent_s < 0.05 and waited_s < 0.5
+        before_s[0] = now_s
         if not resting:
             time.sleep(1.3)  # longer than the second between two drains
         return resting
 
-    wait_until(rests, "the end of a round's work")
+    wait_until(rests, "the end of a round's work", 100.0)
 
 
 @pytest.mark.parametrize("rate", [200, 1700])
