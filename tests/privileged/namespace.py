@@ -28,7 +28,7 @@ WAIT_S = 20.0
 
 # On a busy machine TCP takes a late ACK for a lost packet and sends the last one again: no tail
 # loss probes, and two seconds before a retransmission (where the kernel lets one say so: 6.11).
-_PATIENCE = """
+PATIENCE = """
 cd /proc/sys/net/ipv4
 echo 0 > tcp_early_retrans
 [ ! -e tcp_rto_min_us ] || echo 2000000 > tcp_rto_min_us
@@ -106,7 +106,7 @@ class Namespace:
             self._stack.callback(self._remove)
             run(["ip", "netns", "add", self.name])
             self.inode = self.path.stat().st_ino
-            self.run(["sh", "-c", _PATIENCE])
+            self.run(["sh", "-c", PATIENCE])
             self.run(["ip", "link", "set", "lo", "up"])
         except BaseException:
             self.close()
