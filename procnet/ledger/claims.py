@@ -18,6 +18,7 @@ from procnet.model import (
 
 ALWAYS_NS = -(1 << 62)
 FOREVER_NS = 1 << 62
+ANY_TIME = (ALWAYS_NS, FOREVER_NS)
 
 CLOCK_SLACK_NS = 100_000
 """Packets are stamped by the wall clock and events by the boot clock; the difference is measured at

@@ -9,27 +9,17 @@ second for who sent it, so each for one that is behind another interface: nobody
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import NamedTuple
 
 from procnet.ledger.claims import grace_ns
 from procnet.ledger.namespaces import Namespaces
 from procnet.ledger.owners import OwnerTable
 from procnet.ledger.translations import Found, Translations, reverse
-from procnet.ledger.verdict import NO_SOCKET, NOBODY, SEEN, UNSEEN, Verdict, decide
+from procnet.ledger.verdict import NO_SOCKET, NOBODY, SEEN, UNSEEN, Verdict, When, decide
 from procnet.model import Ends, FlowCount, FlowKey, Reason
 
 FORWARDED = Verdict(None, None, Reason.FORWARDED, NOBODY)
 _UNDECIDED = Verdict(None, None, Reason.AMBIGUOUS, NOBODY)
 _LOOPBACK = (b"\x7f", bytes(15) + b"\x01")
-
-
-class When(NamedTuple):
-    """``decide``'s arguments that are about time."""
-
-    generation: tuple[int, int]
-    looked: bool
-    last_word: bool
-    late: bool
 
 
 class Elsewhere:
@@ -144,10 +134,7 @@ class Elsewhere:
         verdicts: dict[FlowKey, Verdict] = {}
         for key in keys:
             run = count._replace(key=key, reason=None)
-            verdict = decide(
-                self._owners, run, when.generation,
-                looked=when.looked, last_word=when.last_word, late=when.late,
-            )  # fmt: skip
+            verdict = decide(self._owners, run, when)
             if verdict is UNSEEN or verdict is SEEN:
                 return SEEN
             if verdict is not NO_SOCKET:

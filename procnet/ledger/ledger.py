@@ -17,12 +17,21 @@ from operator import attrgetter
 from typing import NamedTuple
 
 from procnet.errors import ConservationError
-from procnet.ledger.claims import ALWAYS_NS, FOREVER_NS
-from procnet.ledger.elsewhere import FORWARDED, Elsewhere, When
+from procnet.ledger.claims import ALWAYS_NS, ANY_TIME, FOREVER_NS
+from procnet.ledger.elsewhere import FORWARDED, Elsewhere
 from procnet.ledger.flows import MAX_FLOWS, FlowRow, FlowTable, RowKey, Shares, Tally
 from procnet.ledger.generations import Generations
 from procnet.ledger.owners import OwnerTable
-from procnet.ledger.verdict import EVICTED, NO_SOCKET, NOBODY, SEEN, UNSEEN, Verdict, decide
+from procnet.ledger.verdict import (
+    EVICTED,
+    NO_SOCKET,
+    NOBODY,
+    SEEN,
+    UNSEEN,
+    Verdict,
+    When,
+    decide,
+)
 from procnet.ledger.waiting import Waiting
 from procnet.model import TCP, FlowCount, OwnerEvent, ProcessId, Reason, SocketScan
 
@@ -33,6 +42,9 @@ PATIENCE_NS = 5_000_000_000
 SLICE_RUNS = 4096
 """How many runs are counted or settled in one step: up to 30 ms."""
 _FORGET_EVERY_NS = 5_000_000_000
+
+# The constructor of a NamedTuple takes three times as long.
+_new = tuple.__new__
 
 
 class Account(NamedTuple):
@@ -209,18 +221,15 @@ class Ledger:
         if found is None and not self.owners.knows(port):
             verdict = NO_SOCKET if last_word else UNSEEN
         else:
-            generation = (ALWAYS_NS, FOREVER_NS)
+            generation = ANY_TIME
             if key.protocol == TCP:
                 generation = self._generations.interval(key, count.first_ns)
-            looked = last_ns < self._looks_ns[1]
+            when = _new(When, (generation, last_ns < self._looks_ns[1], last_word, late))
             if found is None:
-                verdict = decide(
-                    self.owners, count, generation, looked=looked, last_word=last_word, late=late
-                )
+                verdict = decide(self.owners, count, when)
                 if self.elsewhere.is_blind or self.elsewhere.translations.lost:
                     verdict = self.elsewhere.doubt(count, verdict)
             else:
-                when = When(generation, looked, last_word, late)
                 verdict = self.elsewhere.decide(count, found, when)
             if verdict.reason is Reason.AMBIGUOUS and not count.sent and not late:
                 verdict = SEEN  # whoever takes it may still be told

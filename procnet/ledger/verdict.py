@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
-from procnet.ledger.claims import ALWAYS_NS, CLOCK_SLACK_NS, FOREVER_NS, Claim, grace_ns
+from procnet.ledger.claims import ANY_TIME, CLOCK_SLACK_NS, Claim, grace_ns
 from procnet.ledger.keys import local_key
 from procnet.ledger.owners import OwnerTable
 from procnet.model import (
@@ -31,6 +31,20 @@ class Verdict(NamedTuple):
     reason: Reason | None
     candidates: frozenset[ProcessId]
     socket: FlowKey | None = None
+
+
+class When(NamedTuple):
+    """What of the time of a run is known when it is decided.
+
+    ``generation`` is the time of the TCP connection that it belongs to. ``looked``: the sockets
+    were looked at since, so whoever shares the socket has had time to be heard of. ``last_word``:
+    nothing better will be told. ``late``: whoever takes what has come in has had time to be told.
+    """
+
+    generation: tuple[int, int]
+    looked: bool
+    last_word: bool
+    late: bool
 
 
 NOBODY: frozenset[ProcessId] = frozenset()
@@ -73,22 +87,9 @@ def ladder(key: FlowKey) -> tuple[FlowKey, ...]:
     )
 
 
-def decide(
-    owners: OwnerTable,
-    count: FlowCount,
-    generation: tuple[int, int],
-    *,
-    looked: bool,
-    last_word: bool,
-    late: bool,
-) -> Verdict:
-    """Whose the run is; ``SEEN`` or ``UNSEEN`` to wait, but never if it is the ``last_word``.
-
-    ``generation`` is the time of the TCP connection that the run belongs to. ``looked``: the
-    sockets were looked at since, so whoever shares the socket has had time to be heard of.
-    ``late``: so has whoever takes what has come in.
-    """
-    verdict = _decide(owners, count, generation, looked=looked, last_word=last_word, late=late)
+def decide(owners: OwnerTable, count: FlowCount, when: When) -> Verdict:
+    """Whose the run is; ``SEEN`` or ``UNSEEN`` to wait, but never if it is the ``last_word``."""
+    verdict = _decide(owners, count, when)
     if verdict.process is None or not owners.losses.hit(count):
         return verdict
     assert count.key is not None
@@ -98,19 +99,12 @@ def decide(
     return Verdict(None, None, Reason.AMBIGUOUS, frozenset((verdict.process,)))
 
 
-def _decide(
-    owners: OwnerTable,
-    count: FlowCount,
-    generation: tuple[int, int],
-    *,
-    looked: bool,
-    last_word: bool,
-    late: bool,
-) -> Verdict:
+def _decide(owners: OwnerTable, count: FlowCount, when: When) -> Verdict:
     key = count.key
     assert key is not None
     if key.protocol == TCP:
-        return _of_connection(owners, count, generation, looked or last_word, last_word, late)
+        return _of_connection(owners, count, when)
+    _, looked, last_word, _ = when
     claims = _claims_of_sender(owners, count) if count.sent else _claims_of_taker(owners, count)
     if not claims:
         if not last_word:
@@ -188,15 +182,9 @@ def _blind_takers(owners: OwnerTable, count: FlowCount, exact: list[Claim]) -> l
     ]
 
 
-def _of_connection(
-    owners: OwnerTable,
-    count: FlowCount,
-    generation: tuple[int, int],
-    looked: bool,
-    last_word: bool,
-    late: bool,
-) -> Verdict:
+def _of_connection(owners: OwnerTable, count: FlowCount, when: When) -> Verdict:
     assert count.key is not None
+    generation, looked, last_word, late = when
     claims = [
         claim
         for claim in owners.claims(count.key)
@@ -215,12 +203,12 @@ def _of_connection(
             return SEEN
         if told and is_for_taker:
             # What lies in the socket is for whoever uses it next, and that is told later.
-            return _best(current) if looked else SEEN
+            return _best(current) if looked or last_word else SEEN
         return _best(_surest(sure, current, count))
     if not last_word:
         return SEEN if current else UNSEEN
     if current:
-        if generation == (ALWAYS_NS, FOREVER_NS) and owners.contested(count.key, count.last_ns):
+        if generation == ANY_TIME and owners.contested(count.key, count.last_ns):
             return _ambiguous(owners.claims(count.key))
         return _best(current)
     if any(claim.may_cover(count, grace_ns(TCP)) and not claim.injects for claim in claims):
@@ -248,7 +236,7 @@ def _late(
     owners: OwnerTable,
     count: FlowCount,
     rungs: Iterable[FlowKey],
-    generation: tuple[int, int] = (ALWAYS_NS, FOREVER_NS),
+    generation: tuple[int, int] = ANY_TIME,
 ) -> Verdict:
     """Packets that follow a close are of who closed last."""
     assert count.key is not None
