@@ -129,7 +129,7 @@ class Witnesses:
         lost = self.events.events_lost()
         if lost != self.events_lost:
             self.events_lost = lost
-            self._ledger.owners.lost(self._read_ns, time.time_ns())
+            self._ledger.owners.losses.add(self._read_ns, time.time_ns())
         self._read_ns = read_ns
 
     def follow_clock(self) -> None:

@@ -100,10 +100,6 @@ class OwnerTable:
             if event.local_address in WILDCARDS or not event.remote_address:
                 self._use_endpoint(local_key(key, event.local_address), event)
 
-    def lost(self, since_ns: int, until_ns: int = ALWAYS_NS) -> None:
-        """Events were lost between the two: no claim of an event is sure any more after it."""
-        self.losses.add(since_ns, until_ns)
-
     def _use(self, key: FlowKey, event: OwnerEvent) -> None:
         claims = self._claims.at(key)
         sends, receives, users = event.sends, event.receives, alone(event.process)

@@ -157,7 +157,7 @@ def test_but_not_where_one_of_this_host_may_not_have_been_told_of() -> None:
     house = House()
     house.translate(masqueraded(source="172.17.0.99"))
     house.packets(1, on_wire(), payload=101)
-    house.ledger.owners.lost(T0, T0 + 2 * MS)
+    house.ledger.owners.losses.add(T0, T0 + 2 * MS)
     house.looks(20)
     house.settle(50)
     assert house.verdicts() == {Reason.NO_SOCKET: (1, 101)}

@@ -194,7 +194,8 @@ def test_an_event_beats_a_look_that_shows_several_holders() -> None:
 def test_when_events_were_lost_none_of_them_is_sure_any_more() -> None:
     world = World()
     world.event(0, ALICE, inode=7001)
-    world.ledger.owners.lost(world.packets(1).first_ns)
+    lost_ns = world.packets(1).first_ns
+    world.ledger.owners.losses.add(lost_ns, lost_ns)
     world.packets(50)
     world.look(60, (udp_socket(7001), {CAROL}))
     world.look(70, (udp_socket(7001), {CAROL}))

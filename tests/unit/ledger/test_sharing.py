@@ -190,7 +190,7 @@ def test_what_moved_while_events_were_lost_is_nobodys_for_sure() -> None:
     world.event(0, ALICE)
     told = world.packets(1, payload=11)
     world.packets(5, payload=13)
-    world.ledger.owners.lost(told.last_ns + 1 * MS, told.last_ns + 9 * MS)
+    world.ledger.owners.losses.add(told.last_ns + 1 * MS, told.last_ns + 9 * MS)
     world.settle(20, final=True)
     assert world.verdicts() == {ALICE: (1, 11), Reason.AMBIGUOUS: (1, 13)}
 
@@ -198,7 +198,8 @@ def test_what_moved_while_events_were_lost_is_nobodys_for_sure() -> None:
 def test_a_socket_that_another_holds_too_after_a_loss_is_not_its_last_users() -> None:
     world = World()
     world.event(0, ALICE, EventKind.CONNECT, SERVER)
-    world.ledger.owners.lost(world.packets(1, SERVER, opens=True).last_ns)
+    lost_ns = world.packets(1, SERVER, opens=True).last_ns
+    world.ledger.owners.losses.add(lost_ns, lost_ns)
     world.look(50, (connected(SERVER), {ALICE, BOB}))
     world.packets(60, SERVER, payload=13)
     world.look(100, (connected(SERVER), {ALICE, BOB}))
@@ -282,7 +283,7 @@ def test_one_process_s_many_sockets_stay_its_own_but_where_events_were_lost() ->
         world = World()
         for turn in range(1009):
             if lost and turn == 503:
-                world.ledger.owners.lost(T0 + 4000 * MS, T0 + 5000 * MS)
+                world.ledger.owners.losses.add(T0 + 4000 * MS, T0 + 5000 * MS)
             world.event(10 * turn, ALICE, inode=7001 + turn)
             world.event(10 * turn + 2, ALICE, EventKind.CLOSE, inode=7001 + turn)
         assert len(list(world.ledger.owners.claims(flow()))) <= MAX_CLAIMS
