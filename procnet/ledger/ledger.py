@@ -37,6 +37,8 @@ from procnet.model import TCP, FlowCount, OwnerEvent, ProcessId, Reason, SocketS
 
 MAX_WAITING = 131_072
 """A drain of a full counting table has room."""
+MAX_UNACCEPTED = 4096
+"""Where so many wait, what is sent before an accept does not: each look decides all of them."""
 PATIENCE_NS = 5_000_000_000
 """A run waits about this long at the most if nobody looks at the sockets."""
 SLICE_RUNS = 4096
@@ -231,14 +233,24 @@ class Ledger:
                     verdict = self.elsewhere.doubt(count, verdict)
             else:
                 verdict = self.elsewhere.decide(count, found, when)
-            if verdict.reason is Reason.AMBIGUOUS and not count.sent and not late:
-                verdict = SEEN  # whoever takes it may still be told
+            if verdict.reason is Reason.AMBIGUOUS and not late and self._may_be_told(count):
+                verdict = SEEN
         if verdict is UNSEEN:
             self._unseen.add(port, count)
         elif verdict is SEEN:
             self._seen.add(port, count)
         else:
             self._book(count, verdict)
+
+    def _may_be_told(self, count: FlowCount) -> bool:
+        """May whoever takes it, or accepts its connection, still be told?"""
+        key = count.key
+        assert key is not None
+        if not count.sent:
+            return True
+        # What a flood of SYNs is answered need not wait: nobody accepts that.
+        accepted = key.protocol != TCP or self.owners.claims(key)
+        return not accepted and len(self._seen) < MAX_UNACCEPTED
 
     def _make_room(self) -> bool:
         """Books what is too much as ``EVICTED``: to guess before two looks may name a stranger.

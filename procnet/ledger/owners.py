@@ -7,7 +7,7 @@ open what was between two. ``verdict.py`` reads it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from procnet.ledger.births import Births
 from procnet.ledger.claims import (
@@ -60,7 +60,7 @@ class OwnerTable:
         self._births = Births(2 * max_endpoints)
         self._previous_look_ns = ALWAYS_NS
 
-    def claims(self, key: FlowKey) -> Iterable[Claim]:
+    def claims(self, key: FlowKey) -> Sequence[Claim]:
         """All that is known of one endpoint, oldest first."""
         return self._claims.get(key, ())
 

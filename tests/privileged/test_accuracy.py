@@ -62,8 +62,6 @@ class Unknown(NamedTuple):
 
 
 MAY_BE_UNKNOWN = {
-    # All that was sent before anybody accepted, booked when two processes held the listener.
-    "data_long_before_accept": Unknown("AMBIGUOUS", 1013),
     # All that the listener got. Only looks tell of it: slow ones (an emulated machine's) may come
     # after 5 s.
     "never_accepted": Unknown("NO_SOCKET", 1019),

@@ -57,7 +57,7 @@ def data_before_accept() -> Truth:
 
 
 def data_long_before_accept() -> Truth:
-    """The same after so long that the bytes were booked before."""
+    """The same after four seconds."""
     return early_data(4.0)
 
 

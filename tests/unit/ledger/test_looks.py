@@ -1,6 +1,7 @@
 """Owners that were only looked at: what lies between two looks is believed with care."""
 
-from procnet.model import TCP, UDP, Evidence, ProcessId, Reason
+from procnet.ledger.ledger import MAX_UNACCEPTED
+from procnet.model import TCP, UDP, EventKind, Evidence, ProcessId, Reason
 from tests.unit.ledger.world import ALICE, BOB, MS, World, connected, flow, listener, udp_socket
 
 TCP_FLOW = flow(TCP, 40009, 443)
@@ -135,6 +136,50 @@ def test_packets_before_accept_are_the_listeners() -> None:
     assert world.verdicts() == {ALICE: (1, 0)}
     ((_, row),) = world.ledger.account().rows
     assert row.evidence is Evidence.LISTENER
+
+
+def test_what_a_listener_of_two_answers_waits_for_who_accepts() -> None:
+    world = World()
+    shared = (listener(80), {ALICE, BOB})
+    world.look(0, shared)
+    world.packets(10, SERVER, sent=False, opens=True, payload=0)
+    world.packets(10.5, SERVER, number=2, payload=0)
+    for at_ms in (100, 200, 3000):
+        world.look(at_ms, shared)
+        world.settle(at_ms + 10)
+        assert world.verdicts() == {Reason.PENDING: (3, 0)}
+    world.event(4000, BOB, EventKind.ACCEPT, SERVER, inode=7003)
+    world.look(4100, shared, (connected(SERVER, 7003), {BOB}))
+    world.settle(4110)
+    assert world.verdicts() == {BOB: (3, 0)}
+
+
+def test_if_nobody_accepts_it_is_one_of_those_who_listen() -> None:
+    world = World()
+    shared = (listener(80), {ALICE, BOB})
+    world.look(0, shared)
+    world.packets(10, SERVER, payload=0)
+    world.look(100, shared)
+    world.look(200, shared)
+    world.settle(5010)
+    assert world.verdicts() == {Reason.PENDING: (1, 0)}
+    world.settle(5011)
+    assert world.verdicts() == {Reason.AMBIGUOUS: (1, 0)}
+
+
+def test_what_a_flood_of_syns_is_answered_does_not_pile_up() -> None:
+    world = World()
+    shared = (listener(80), {ALICE, BOB})
+    world.look(0, shared)
+    for port in range(MAX_UNACCEPTED + 1009):
+        world.packets(10, flow(TCP, 80, port), payload=0)
+    world.look(100, shared)
+    world.look(200, shared)
+    world.settle(210)
+    assert world.verdicts() == {
+        Reason.PENDING: (MAX_UNACCEPTED, 0),
+        Reason.AMBIGUOUS: (1009, 0),
+    }
 
 
 def test_a_listener_says_nothing_of_udp_or_of_other_ports() -> None:
