@@ -35,6 +35,10 @@ def grace_ns(protocol: int) -> int:
     return TCP_GRACE_NS if protocol == TCP else OTHER_GRACE_NS
 
 
+NOBODY: frozenset[ProcessId] = frozenset()
+"""One object of it: since Python 3.10 each ``frozenset()`` is another one."""
+
+
 @lru_cache(4096)
 def alone(process: ProcessId) -> frozenset[ProcessId]:
     """Nobody else: one object for the hundred thousand claims that a busy process may have."""
@@ -110,7 +114,7 @@ class Claim:
         self.takes = False
         # Of an endpoint: those who took something of which no remote end was told. It may have been
         # of any flow of the socket.
-        self.blind: frozenset[ProcessId] = frozenset()
+        self.blind = NOBODY
         # Of a connection: nobody has taken anything yet; what comes in is for whoever does first.
         self.untaken = False
         # Accepted, but not used yet: whoever uses it first is the owner from the beginning. The
@@ -207,7 +211,7 @@ def told(event: OwnerEvent, begin_ns: int, *, has_remote: bool) -> Claim:
 def somebody(key: FlowKey, inode: int, begin_ns: int, end_ns: int) -> Claim:
     """Who it was then, nobody saw."""
     claim = Claim(
-        frozenset(), Evidence.SOCKET_SCAN, inode,
+        NOBODY, Evidence.SOCKET_SCAN, inode,
         begin_ns=begin_ns, sure_from_ns=end_ns, sure_to_ns=end_ns,
         has_remote=bool(key.remote_address),
     )  # fmt: skip
@@ -222,7 +226,7 @@ def blurred(claims: Sequence[Claim], lost_ns: int) -> Claim:
     """
     last = claims[-1]
     claim = Claim(
-        frozenset().union(*(claim.users for claim in claims)),
+        NOBODY.union(*(claim.users for claim in claims)),
         max((claim.evidence for claim in claims), key=lambda evidence: evidence.rank),
         last.inode,
         begin_ns=min(claim.begin_ns for claim in claims),
@@ -238,5 +242,5 @@ def blurred(claims: Sequence[Claim], lost_ns: int) -> Claim:
     claim.sends = any(claim.sends for claim in claims)
     claim.receives = any(claim.receives for claim in claims)
     claim.takes = all(claim.takes for claim in claims)
-    claim.blind = frozenset().union(*(claim.blind for claim in claims))
+    claim.blind = NOBODY.union(*(claim.blind for claim in claims))
     return claim

@@ -10,11 +10,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from procnet.ledger.claims import grace_ns
+from procnet.ledger.claims import NOBODY, grace_ns
 from procnet.ledger.namespaces import Namespaces
 from procnet.ledger.owners import OwnerTable
 from procnet.ledger.translations import Found, Translations, reverse
-from procnet.ledger.verdict import NO_SOCKET, NOBODY, SEEN, UNSEEN, Verdict, When, decide
+from procnet.ledger.verdict import NO_SOCKET, SEEN, UNSEEN, Verdict, When, decide
 from procnet.model import Ends, FlowCount, FlowKey, Reason
 
 FORWARDED = Verdict(None, None, Reason.FORWARDED, NOBODY)

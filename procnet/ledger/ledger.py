@@ -17,7 +17,7 @@ from operator import attrgetter
 from typing import NamedTuple
 
 from procnet.errors import ConservationError
-from procnet.ledger.claims import ALWAYS_NS, ANY_TIME, FOREVER_NS
+from procnet.ledger.claims import ALWAYS_NS, ANY_TIME, FOREVER_NS, NOBODY
 from procnet.ledger.elsewhere import FORWARDED, Elsewhere
 from procnet.ledger.flows import MAX_FLOWS, FlowRow, FlowTable, RowKey, Shares, Tally
 from procnet.ledger.generations import Generations
@@ -25,7 +25,6 @@ from procnet.ledger.owners import OwnerTable
 from procnet.ledger.verdict import (
     EVICTED,
     NO_SOCKET,
-    NOBODY,
     SEEN,
     UNSEEN,
     Verdict,

@@ -14,6 +14,7 @@ from procnet.ledger.claims import (
     ALWAYS_NS,
     CLOCK_SLACK_NS,
     FOREVER_NS,
+    NOBODY,
     Claim,
     alone,
     blurred,
@@ -173,9 +174,9 @@ class OwnerTable:
     def _use_endpoint(self, key: FlowKey, event: OwnerEvent) -> None:
         """A socket that is not connected: its user may have used it for other remotes too."""
         takes = event.kind is EventKind.RECEIVE
-        blind = alone(event.process) if takes and not event.remote_address else frozenset()
+        blind = alone(event.process) if takes and not event.remote_address else NOBODY
         begin_ns = ALWAYS_NS if takes else event.time_ns
-        holders: frozenset[ProcessId] = frozenset()
+        holders = NOBODY
         for claim in [claim for claim in self.claims(key) if claim.inode == event.inode]:
             if claim.evidence is Evidence.KERNEL_EVENT:
                 if claim.is_open:
@@ -187,7 +188,7 @@ class OwnerTable:
                 # Others who hold it may still read what is for other remotes; but where it is told
                 # who takes without a word of the remote end, they would be told as well.
                 begin_ns = min(begin_ns, claim.begin_ns)
-                holders |= frozenset() if takes else claim.users
+                holders |= NOBODY if takes else claim.users
                 self._drop(key, claim)
         begin_ns = max(begin_ns, self._floor_ns(key, event))
         claim = self._add_event_claim(key, event, begin_ns)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
-from procnet.ledger.claims import ANY_TIME, CLOCK_SLACK_NS, Claim, grace_ns
+from procnet.ledger.claims import ANY_TIME, CLOCK_SLACK_NS, NOBODY, Claim, grace_ns
 from procnet.ledger.keys import local_key
 from procnet.ledger.owners import OwnerTable
 from procnet.model import (
@@ -47,7 +47,6 @@ class When(NamedTuple):
     late: bool
 
 
-NOBODY: frozenset[ProcessId] = frozenset()
 NO_SOCKET = Verdict(None, None, Reason.NO_SOCKET, NOBODY)
 EVICTED = Verdict(None, None, Reason.EVICTED, NOBODY)
 SEEN = Verdict(None, None, Reason.PENDING, NOBODY)
