@@ -171,9 +171,10 @@ class Ledger:
         """
         self._now_ns = now_ns
         self._make_due(final)
+        elsewhere = self.elsewhere if self.elsewhere.in_use else None
         while self._due:
             for _ in range(min(SLICE_RUNS, len(self._due))):
-                self._settle_one(self._due.pop(), now_ns, final)
+                self._settle_one(self._due.pop(), now_ns, final, elsewhere)
             yield True
         while self._make_room():
             yield True
@@ -211,14 +212,16 @@ class Ledger:
         told_runs.reverse()
         self._due = fresh + told_runs + self._due
 
-    def _settle_one(self, count: FlowCount, now_ns: int, final: bool) -> None:
+    def _settle_one(
+        self, count: FlowCount, now_ns: int, final: bool, elsewhere: Elsewhere | None
+    ) -> None:
         key = count.key
         assert key is not None
         last_ns = count.last_ns
         late = final or last_ns < now_ns - PATIENCE_NS
         last_word = late or last_ns < self._looks_ns[0]
         port = (key.netns, key.protocol, key.local_port)
-        found = self.elsewhere.find(count) if self.elsewhere.in_use else None
+        found = elsewhere.find(count) if elsewhere is not None else None
         if found is None and not self.owners.knows(port):
             verdict = NO_SOCKET if last_word else UNSEEN
         else:

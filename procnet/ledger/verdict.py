@@ -189,21 +189,21 @@ def _of_connection(owners: OwnerTable, count: FlowCount, when: When) -> Verdict:
         for claim in owners.claims(count.key)
         if claim.touches(*generation) and _is_about(claim, count)
     ]
-    # The next connection's owner is within the slack of the clocks, if it accepts at once.
-    claims = [claim for claim in claims if claim.touches(*generation, slack_ns=0)] or claims
+    if len(claims) > 1:
+        # The next connection's owner is within the slack of the clocks, if it accepts at once.
+        claims = [claim for claim in claims if claim.touches(*generation, slack_ns=0)] or claims
     current = [claim for claim in claims if claim.may_cover(count, 0)]
     sure = [claim for claim in current if claim.surely_covers(count)]
     if sure:
-        told = any(claim.evidence is Evidence.KERNEL_EVENT for claim in current)
-        if any(claim.presumed for claim in sure) and not last_word:
+        if not last_word and any(claim.presumed for claim in sure):
             return SEEN
-        is_for_taker = not count.sent and count.payload_bytes > 0
-        if any(claim.untaken for claim in sure) and is_for_taker and not late:
-            return SEEN
-        if told and is_for_taker:
+        if not count.sent and count.payload_bytes > 0:
             # What lies in the socket is for whoever uses it next, and that is told later.
-            return _best(current) if looked or last_word else SEEN
-        return _best(_surest(sure, current, count))
+            if not late and any(claim.untaken for claim in sure):
+                return SEEN
+            if any(claim.evidence is Evidence.KERNEL_EVENT for claim in current):
+                return _best(current) if looked or last_word else SEEN
+        return _best(current if len(current) == 1 else _surest(sure, current, count))
     if not last_word:
         return SEEN if current else UNSEEN
     if current:
