@@ -22,11 +22,8 @@ class Endpoints(dict[FlowKey, list[Claim]]):
 
     def __init__(self) -> None:
         super().__init__()
-        self._ports: dict[Port, int] = {}
-
-    def knows(self, port: Port) -> bool:
-        """Is there an endpoint with that port?"""
-        return port in self._ports
+        self.ports: dict[Port, int] = {}
+        """How many endpoints there are with each port."""
 
     def at(self, key: FlowKey) -> list[Claim]:
         """The claims there, to add one to."""
@@ -34,7 +31,7 @@ class Endpoints(dict[FlowKey, list[Claim]]):
         if claims is None:
             claims = self[key] = []
             port = _port(key)
-            self._ports[port] = self._ports.get(port, 0) + 1
+            self.ports[port] = self.ports.get(port, 0) + 1
         return claims
 
     def remove(self, key: FlowKey, claims: list[Claim]) -> list[Claim]:
@@ -45,10 +42,10 @@ class Endpoints(dict[FlowKey, list[Claim]]):
             return kept
         del self[key]
         port = _port(key)
-        if self._ports[port] > 1:
-            self._ports[port] -= 1
+        if self.ports[port] > 1:
+            self.ports[port] -= 1
         else:
-            del self._ports[port]
+            del self.ports[port]
         return kept
 
     def late(self, now_ns: int) -> list[tuple[FlowKey, list[Claim]]]:

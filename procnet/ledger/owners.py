@@ -8,6 +8,7 @@ open what was between two. ``verdict.py`` reads it.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from operator import attrgetter
 
 from procnet.ledger.births import Births
 from procnet.ledger.claims import (
@@ -71,7 +72,7 @@ class OwnerTable:
 
     def knows(self, port: Port) -> bool:
         """Is anything known of any endpoint there?"""
-        return self._claims.knows(port) or self._listeners.knows(port)
+        return port in self._claims.ports or port in self._listeners.ports
 
     @property
     def is_crowded(self) -> bool:
@@ -88,7 +89,7 @@ class OwnerTable:
 
     def observe(self, events: Iterable[OwnerEvent]) -> None:
         """Takes what the kernel told, in any order."""
-        for event in sorted(events, key=lambda event: event.time_ns):
+        for event in sorted(events, key=attrgetter("time_ns")):
             if event.kind is EventKind.CLOSE:
                 self._close_socket(event)
                 continue
