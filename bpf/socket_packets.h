@@ -141,6 +141,14 @@ static __noinline struct procnet_counters *begin_connection(struct __sk_buff *sk
 	return to;
 }
 
+static __always_inline __u32 netns_of(struct bpf_sock *sk)
+{
+	struct sock *tcp = (struct sock *)bpf_skc_to_tcp_sock(sk);
+
+	/* One that is not known may be meant. */
+	return tcp ? BPF_CORE_READ(tcp, __sk_common.skc_net.net, ns.inum) : procnet_only_netns;
+}
+
 /* Of several that are quick, one decides which remote end has its figures on the socket itself. */
 static __noinline struct procnet_counters *begin_datagrams(struct __sk_buff *skb,
 							   struct bpf_sock *sk,
@@ -357,9 +365,12 @@ static __noinline void count_segment(struct __sk_buff *skb, struct bpf_sock *sk,
 	if (!to || !to->is.socket)
 		to = begin_connection(skb, sk);
 	if (!to) {
-		add_untold(sent, &sum);
+		if (!is_elsewhere(netns_of(sk)))
+			add_untold(sent, &sum);
 		return;
 	}
+	if (is_elsewhere(to->is.netns))
+		return;
 	/* A handshake, perhaps with data, has no other socket yet. */
 	if (sk->state == LISTEN) {
 		count_handshake(skb, sk, to, sent, &sum);
@@ -428,6 +439,8 @@ static __noinline void count_packet(struct __sk_buff *skb, struct bpf_sock *sk, 
 	struct procnet_sum sum;
 	bool is_read;
 
+	if (to && is_elsewhere(to->is.netns))
+		return;
 	if (to && sk->type == SOCK_DGRAM && is_plain(skb, &to->is, sent)) {
 		measure(&sum, skb, sizeof(struct ip4_header) + UDP_HEADER_BYTES);
 		add_packet(to, sent, &sum, false);
@@ -442,7 +455,7 @@ static __noinline void count_packet(struct __sk_buff *skb, struct bpf_sock *sk, 
 	measure(&sum, skb, header_bytes(skb));
 	if (!to) {
 		to = begin_datagrams(skb, sk, &tuple);
-		if (!to)
+		if (!to || is_elsewhere(to->is.netns))
 			return;
 	}
 	if (is_same(&to->is.tuple, &tuple))

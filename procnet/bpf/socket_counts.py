@@ -29,7 +29,7 @@ from procnet.bpf.socket_records import (
     untold,
 )
 from procnet.errors import LayoutError, LoadError
-from procnet.model import FlowCount
+from procnet.model import TCP, FlowCount
 
 if TYPE_CHECKING:
     from procnet.bpf.libbpf import BpfObject
@@ -54,6 +54,7 @@ READ_SHARE = 0.05
 # of those that have several; packets without one; what was sent and received by sockets of whose
 # end nobody could be told.
 _HAS_MOVED, _REMOTES, _UNSPLIT, *_UNTOLD = range(9)
+_PROTOCOL, _SENT_PACKETS = 6, 2  # in REMOTE_KEY and in REMOTE_VALUE
 
 
 def _read_clocks() -> Clocks:
@@ -84,6 +85,8 @@ class SocketCounts:
 
         self.unsplit_packets = 0
         """Packets of sockets with too many remote ends at once: theirs is unknown. Only grows."""
+        self.shows_answers = False
+        """Does this kernel ask the hooks about SYN+ACK? Known with the first (6.1 does not)."""
         self._bpf = bpf
         self._lock = threading.Lock()
         self._woken = threading.Event()
@@ -213,4 +216,7 @@ class SocketCounts:
         for keys, values in self._remotes.take():
             pairs = zip(REMOTE_KEY.iter_unpack(keys), REMOTE_VALUE.iter_unpack(values), strict=True)
             for key, value in pairs:
+                # Only what listens has remote ends here and sends TCP.
+                if key[_PROTOCOL] == TCP and value[_SENT_PACKETS]:
+                    self.shows_answers = True
                 self._left += decode_remote(key, value, clocks)
