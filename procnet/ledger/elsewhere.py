@@ -51,6 +51,12 @@ class Elsewhere:
             return None
         return Found((key[1:],), True, False)
 
+    def may_translate(self, count: FlowCount) -> bool:
+        """May the run be of a connection that this host translates?"""
+        if self.is_blind:
+            return True
+        return bool(self.translations) and bool(self.translations.find(count).ends)
+
     def decide(self, count: FlowCount, found: Found, when: When) -> Verdict:
         """Whose the run is, as ``verdict.decide``; FORWARDED if it is of another host."""
         key = count.key

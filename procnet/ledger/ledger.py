@@ -18,6 +18,7 @@ from typing import NamedTuple
 
 from procnet.errors import ConservationError
 from procnet.ledger.claims import ALWAYS_NS, ANY_TIME, FOREVER_NS, NOBODY
+from procnet.ledger.comparison import Comparison, OnlyOnWire
 from procnet.ledger.elsewhere import FORWARDED, Elsewhere
 from procnet.ledger.flows import MAX_FLOWS, FlowRow, FlowTable, RowKey, Shares, Tally
 from procnet.ledger.generations import Generations
@@ -55,6 +56,8 @@ class Account(NamedTuple):
     rows: list[tuple[RowKey, FlowRow]]
     processes: list[tuple[ProcessId, Tally]]
     reasons: dict[Reason, Tally]
+    only_on_wire: OnlyOnWire | None = None
+    """What no socket moved, if sockets are counted beside the capture."""
 
 
 class Ledger:
@@ -67,6 +70,8 @@ class Ledger:
     def __init__(self, *, max_flows: int = MAX_FLOWS, max_waiting: int = MAX_WAITING) -> None:
         self.owners = OwnerTable()
         self.elsewhere = Elsewhere(self.owners)
+        self.comparison: Comparison | None = None
+        """Where sockets are counted too, and what is counted here is held against it."""
         self._generations = Generations()
         self._max_waiting = max_waiting
         self.undecodable_packets = 0
@@ -157,6 +162,8 @@ class Ledger:
         self.owners.shift(step_ns)
         self.elsewhere.translations.shift(step_ns)
         self.elsewhere.namespaces.shift(step_ns)
+        if self.comparison is not None:
+            self.comparison.shift(step_ns, self._now_ns + step_ns)
 
     def settle(self, now_ns: int, *, final: bool = False) -> None:
         """Books every run that need not wait any longer; all of them if ``final``."""
@@ -197,6 +204,8 @@ class Ledger:
         self.owners.forget(before_ns)
         self._generations.forget(before_ns)
         self.elsewhere.translations.forget(before_ns)
+        if self.comparison is not None:
+            self.comparison.booked_until_ns = before_ns
 
     def _make_due(self, final: bool) -> None:
         """What is new, and of what waits that of which there is something new to say."""
@@ -272,6 +281,9 @@ class Ledger:
 
     def _book(self, count: FlowCount, verdict: Verdict) -> None:
         self._booked.add(count, verdict)
+        if self.comparison is not None:
+            translated = count.key is not None and self.elsewhere.may_translate(count)
+            self.comparison.book(count, verdict, is_translated=translated)
 
     def account(self) -> Account:
         """Everything since the start; what still waits is ``PENDING``."""
@@ -280,6 +292,8 @@ class Ledger:
         for count in waiting:
             pending.add(count, SEEN)
         account = _account(self._booked.shares, self._booked.rows() + pending.rows())
+        if self.comparison is not None:
+            account = account._replace(only_on_wire=self.comparison.since_start())
         account.reasons.update(pending.shares.reasons())
         account.total.add_tally(_sum(pending.shares))
         _check(account.total, self._counted)
@@ -288,6 +302,8 @@ class Ledger:
     def take_interval(self) -> Account:
         """What was booked since the last call. What waits is in a later interval: never twice."""
         account = _account(self._booked.interval_shares, self._booked.interval_rows())
+        if self.comparison is not None:
+            account = account._replace(only_on_wire=self.comparison.since_last())
         self._taken.add_tally(account.total)
         _check(self._taken, self._booked.total)
         self._booked.end_interval()
