@@ -36,7 +36,15 @@ from procnet.monitor import Monitor
 from procnet.offline import IncompleteCaptureError, read_capture
 from procnet.report.as_json import report_as_json
 from procnet.report.as_text import report_as_text
-from procnet.report.report import Both, Endpoint, FlowRow, ProcessRow, Report, SocketEnds
+from procnet.report.report import (
+    Both,
+    Endpoint,
+    FlowRow,
+    OnlyOnWire,
+    ProcessRow,
+    Report,
+    SocketEnds,
+)
 from procnet.report.socket_table import SocketRow
 from procnet.report.socket_use import SocketUse
 from procnet.snapshot import sockets
@@ -60,6 +68,7 @@ __all__ = [
     "LoadError",
     "Loss",
     "Monitor",
+    "OnlyOnWire",
     "Process",
     "ProcessId",
     "ProcessRow",

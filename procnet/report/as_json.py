@@ -6,7 +6,15 @@ from dataclasses import asdict
 from typing import Any
 
 from procnet.model import Features, Process, Traffic
-from procnet.report.report import Both, Endpoint, FlowRow, ProcessRow, Report, SocketEnds
+from procnet.report.report import (
+    Both,
+    Endpoint,
+    FlowRow,
+    OnlyOnWire,
+    ProcessRow,
+    Report,
+    SocketEnds,
+)
 
 SCHEMA = "procnet.report/1"
 
@@ -25,6 +33,7 @@ def report_as_json(report: Report) -> dict[str, Any]:
             **_both(report.unattributed),
             "reasons": {reason.value: _both(both) for reason, both in report.reasons.items()},
         },
+        "only_on_wire": None if report.only_on_wire is None else _wire(report.only_on_wire),
         "loss": asdict(report.loss),
         "features": features_as_json(report.features),
     }
@@ -112,6 +121,13 @@ def _named(process: Process) -> dict[str, Any]:
 def endpoint_as_json(endpoint: Endpoint) -> dict[str, Any]:
     """Address and port."""
     return {"address": endpoint.address, "port": endpoint.port}
+
+
+def _wire(only: OnlyOnWire) -> dict[str, Any]:
+    return {
+        "by_protocol": {name: _both(both) for name, both in only.by_protocol.items()},
+        "not_compared": _both(only.not_compared),
+    }
 
 
 def _both(both: Both) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from dataclasses import asdict
 
 from procnet.model import Feature, Features, Process, Traffic
 from procnet.report.printable import printable
-from procnet.report.report import Both, Endpoint, FlowRow, Report
+from procnet.report.report import Both, Endpoint, FlowRow, OnlyOnWire, Report
 
 NAME_WIDTH = 32
 _CONTAINER_WIDTH = 12
@@ -39,6 +39,8 @@ def report_as_text(report: Report, *, max_flows: int = _MAX_FLOWS) -> str:
     lines += ["", *_flow_table(report.flows[:max_flows])]
     if len(report.flows) > max_flows:
         lines.append(f"… and {len(report.flows) - max_flows} flows more")
+    if report.only_on_wire is not None:
+        lines += ["", *_wire_table(report.only_on_wire)]
     lines += _loss_lines(report)
     return "\n".join(lines) + "\n"
 
@@ -69,6 +71,11 @@ def frame_as_text(report: Report, *, max_rows: int = 30, width: int = 100) -> st
         for reason, both in report.reasons.items()
     ]
     rows.append(("", "", "total", *rates(report.totals.sent, report.totals.received)))
+    if report.only_on_wire is not None:
+        rows += [
+            ("", "", f"only on the wire: {name}", *rates(both.sent, both.received))
+            for name, both in report.only_on_wire.by_protocol.items()
+        ]
     head = ("PID", "USER", "PROGRAM", "SENT/s", "RECEIVED/s", "PKT OUT/s", "PKT IN/s")
     title = "  ".join(("procnet", f"{report.duration_s:.1f} s", *_in_use(report.features)))
     lines = [title, *_table(head, rows, left=(1, 2))]
@@ -95,6 +102,27 @@ def _rung_lines(rung: Feature) -> Iterable[str]:
     yield f"{rung.support.value:<8}{rung.name}: {printable(rung.reason)}"
     if rung.remedy:
         yield f"{'':<8}  to do: {printable(rung.remedy)}"
+
+
+def _wire_table(only: OnlyOnWire) -> list[str]:
+    head = ("ONLY ON THE WIRE", "PACKETS SENT", "RECEIVED", "SENT", "RECEIVED")
+    rows = list(only.by_protocol.items())
+    if only.not_compared.wire_bytes or not rows:
+        rows.append(("not compared", only.not_compared))
+    return _table(
+        head,
+        [
+            (
+                name,
+                str(both.sent.packets),
+                str(both.received.packets),
+                str(both.sent.wire_bytes),
+                str(both.received.wire_bytes),
+            )
+            for name, both in rows
+        ],
+        left=(0,),
+    )
 
 
 def _flow_table(flows: Sequence[FlowRow]) -> list[str]:

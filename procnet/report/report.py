@@ -79,6 +79,17 @@ NOTHING = Both(Traffic(), Traffic())
 
 
 @dataclass(frozen=True, slots=True)
+class OnlyOnWire:
+    """What the capture saw and no socket moved, by protocol; empty if there was nothing.
+
+    ``not_compared`` is what one side told and the other had no room, or no way, to tell of.
+    """
+
+    by_protocol: Mapping[str, Both]
+    not_compared: Both
+
+
+@dataclass(frozen=True, slots=True)
 class ProcessRow:
     """What one process moved, over all its flows."""
 
@@ -122,7 +133,8 @@ class Report:
     ``totals`` = ``attributed`` + ``unattributed``, and ``unattributed`` is the sum of ``reasons``.
     ``processes`` add up to ``attributed``; ``flows`` may be fewer than the totals where old rows
     were evicted (``loss.evicted_flows``) and for what belongs to no flow (``NOT_IP``).
-    ``processes`` and ``flows`` come with the most wire bytes first.
+    ``processes`` and ``flows`` come with the most wire bytes first. ``only_on_wire`` is None where
+    sockets are not counted beside the capture; else it is a part of ``totals``, whoever's it is.
     """
 
     started_ns: int
@@ -135,6 +147,7 @@ class Report:
     reasons: Mapping[Reason, Both]
     loss: Loss
     features: Features
+    only_on_wire: OnlyOnWire | None = None
 
     @property
     def duration_s(self) -> float:
@@ -171,7 +184,16 @@ def build_report(
         reasons=reasons,
         loss=loss,
         features=features,
+        only_on_wire=_only_on_wire(account),
     )
+
+
+def _only_on_wire(account: Account) -> OnlyOnWire | None:
+    told = account.only_on_wire
+    if told is None:
+        return None
+    rows = {protocol_name(number): Both(*both) for number, both in told.by_protocol.items()}
+    return OnlyOnWire(rows, Both(*told.not_compared))
 
 
 def _both(tally: Tally) -> Both:

@@ -9,6 +9,7 @@ from procnet.report.report import (
     Both,
     Endpoint,
     FlowRow,
+    OnlyOnWire,
     ProcessRow,
     Report,
     SocketEnds,
@@ -61,3 +62,27 @@ def test_a_translated_flow_shows_both_ends_and_the_container() -> None:
     ]  # fmt: skip
     text = report_as_text(replace(report_of(0, Loss()), flows=(replace(row, socket=None),)))
     assert "172.17.0.2" not in text
+
+
+def test_what_only_the_wire_had_is_a_table_after_the_flows() -> None:
+    report = report_of(1, Loss(events_lost=7))
+    assert "ONLY ON THE WIRE" not in report_as_text(report)
+    sent = {"udp": Both(Traffic(23, 7705, 7061), Traffic(1, 129, 101))}
+    report = replace(report, only_on_wire=OnlyOnWire(sent, NOTHING))
+    lines = report_as_text(report).splitlines()
+    begin = next(number for number, line in enumerate(lines) if line.startswith("ONLY"))
+    assert [line.split() for line in lines[begin + 1 :]] == [
+        ["udp", "23", "1", "7705", "129"], [], ["not", "seen:", "events", "lost:", "7"],
+    ]  # fmt: skip
+    frame = frame_as_text(report).splitlines()
+    total = next(number for number, line in enumerate(frame) if "total" in line)
+    assert frame[total + 1].split()[:5] == ["only", "on", "the", "wire:", "udp"]
+    assert frame[total + 1].split()[5:] == ["7.7", "kB", "129", "B", "23", "1"]
+
+
+def test_what_was_not_compared_is_said_and_so_is_that_nothing_was_left() -> None:
+    doubt = Both(Traffic(2, 40, 0), Traffic())
+    for left, figures in ((NOTHING, "0 0 0 0"), (doubt, "2 0 40 0")):
+        report = replace(report_of(1, Loss()), only_on_wire=OnlyOnWire({}, left))
+        last = report_as_text(report).splitlines()[-1]
+        assert " ".join(last.split()) == f"not compared {figures}"
