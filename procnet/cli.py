@@ -147,6 +147,10 @@ def _add_sources(parser: argparse.ArgumentParser) -> None:
         "--containers", choices=ladder.CONTAINERS_CHOICES, default="auto",
         help="name processes in other network namespaces; auto: where this one forwards packets",
     )  # fmt: skip
+    parser.add_argument(
+        "--compare-sockets", action="store_true",
+        help="count at the sockets too, and tell what only the capture saw",
+    )  # fmt: skip
     _add_rungs(parser)
 
 
@@ -183,6 +187,7 @@ def _monitor(arguments: argparse.Namespace, interval_s: float = 1.0) -> procnet.
         kernel=arguments.kernel,
         counting=arguments.counting,
         containers=arguments.containers,
+        compare_sockets=arguments.compare_sockets,
     )
 
 
@@ -222,9 +227,10 @@ def _say_where(monitor: procnet.Monitor) -> None:
 
 def _report_of_file(arguments: argparse.Namespace) -> int:
     live = (arguments.interface, arguments.duration, arguments.kernel, arguments.counting)
-    if live != (None, None, "auto", "auto"):
+    if (*live, arguments.compare_sockets) != (None, None, "auto", "auto", False):
         raise procnet.UsageError(
-            "--read goes without --interface, --duration, --kernel and --counting"
+            "--read goes without --interface, --duration, --kernel, --counting and"
+            " --compare-sockets"
         )
     try:
         report = procnet.read_capture(arguments.read, local_addresses=arguments.local)

@@ -8,7 +8,7 @@ from typing import NoReturn
 from procnet.bpf import core, counts, kprobe
 from procnet.capture import handle
 from procnet.errors import UnsupportedError, UsageError
-from procnet.features import no, unknown
+from procnet.features import no, unknown, yes
 from procnet.model import Feature, Features, Support
 from procnet.sockets import conntrack, diag, procfs
 
@@ -30,6 +30,10 @@ _LOOKING = ("sock_diag", "proc")
 # The counters of the kernel have no time that an owner could be looked up by; the hooks of these
 # owners keep apart what was counted before and after a change. At sockets they count themselves.
 _OWNERS_THAT_SPLIT_COUNTS = "core"
+_CAPTURE = "python counting"
+
+COMPARING = yes("comparing sockets", "what is captured can be held against what sockets count")
+"""What there is to say of it where both can be counted."""
 
 
 def check_choices(kernel: str, counting: str, containers: str = "auto") -> None:
@@ -45,16 +49,33 @@ def check_choices(kernel: str, counting: str, containers: str = "auto") -> None:
 
 def survey(kernel: str, counting: str) -> Features:
     """Every source, tried and not kept. Raises ``UnsupportedError`` like ``choose()``."""
-    return _features(kernel, counting, every=True)
+    features = _features(kernel, counting, every=True)
+    rungs = {rung.name: rung for rung in features.rungs}
+    comparing = _comparing(rungs[_CAPTURE], rungs[core.COUNTING_AT_SOCKETS.name])
+    return Features(
+        features.counting, features.owners, (*features.rungs, comparing, conntrack.probe())
+    )
 
 
-def choose(kernel: str, counting: str, *, on_interfaces: bool = False) -> Features:
+def choose(
+    kernel: str, counting: str, *, on_interfaces: bool = False, compare_sockets: bool = False
+) -> Features:
     """The best rung that nothing speaks against; those below it are not looked at.
 
-    ``on_interfaces``: the caller has named some. Raises ``UnsupportedError`` if a forced one cannot
-    be had.
+    ``on_interfaces``: the caller has named some. ``compare_sockets``: sockets are counted beside a
+    capture. Raises ``UnsupportedError`` if a forced one cannot be had.
     """
-    return _features(kernel, counting, every=False, on_interfaces=on_interfaces)
+    features = _features(kernel, counting, every=False, on_interfaces=on_interfaces)
+    if not compare_sockets:
+        return features
+    by_socket = no(core.COUNTING_AT_SOCKETS.name, _needs_core(features.owners))
+    if features.owners == _OWNERS_THAT_SPLIT_COUNTS:
+        by_socket = core.promise_counting()
+    rungs = {rung.name: rung for rung in features.rungs}
+    comparing = _comparing(rungs[_CAPTURE], by_socket)
+    if comparing.support is Support.NO:
+        _refuse("--compare-sockets", comparing)
+    return Features(features.counting, features.owners, (*features.rungs, comparing))
 
 
 def step_down(features: Features, why: str) -> Features:
@@ -112,15 +133,12 @@ def _features(kernel: str, counting: str, *, every: bool, on_interfaces: bool = 
         # Without a capture sockets are the only ones to ask.
         asked = counting == "auto" and not on_interfaces and by_socket.support is not Support.NO
         counted_by = "socket" if asked else ""
-    rungs = (by_kernel, by_socket, python, *tried)
-    if every:
-        rungs = (*rungs, conntrack.probe())
-    return Features(counted_by, owners or "proc", rungs)
+    return Features(counted_by, owners or "proc", (by_kernel, by_socket, python, *tried))
 
 
 def _kernel_counting(counting: str, owners: str, *, every: bool) -> Feature:
     if owners != _OWNERS_THAT_SPLIT_COUNTS:
-        return no("kernel counting", f"needs core owners; here they come from {owners}")
+        return no("kernel counting", _needs_core(owners))
     if every:
         return counts.probe()
     if counting in ("python", "socket"):
@@ -132,7 +150,7 @@ def _socket_counting(
     counting: str, owners: str, capture: Feature, *, every: bool, on_interfaces: bool
 ) -> Feature:
     if owners != _OWNERS_THAT_SPLIT_COUNTS:
-        return no("socket counting", f"needs core owners; here they come from {owners}")
+        return no("socket counting", _needs_core(owners))
     if on_interfaces:
         return no(
             "socket counting", "a socket has no interface", "name none, or count in another way"
@@ -142,6 +160,18 @@ def _socket_counting(
     if counting == "socket" or (counting == "auto" and capture.support is Support.NO):
         return core.promise_counting()
     return unknown("socket counting", "was not tried: packets can be captured")
+
+
+def _comparing(capture: Feature, by_socket: Feature) -> Feature:
+    for needed in (capture, by_socket):
+        if needed.support is not Support.YES:
+            reason = f"{needed.name}: {needed.reason}"
+            return Feature(COMPARING.name, needed.support, reason, needed.remedy)
+    return COMPARING
+
+
+def _needs_core(owners: str) -> str:
+    return f"needs core owners; here they come from {owners}"
 
 
 def _feature_name(owners: str) -> str:

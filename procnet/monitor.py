@@ -15,6 +15,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 
 from procnet import ladder
+from procnet.beside import Beside
 from procnet.bpf.socket_counts import SocketCounts
 from procnet.capture.engine import CROWD_ENTRIES
 from procnet.capture.tap import Tap
@@ -53,6 +54,8 @@ class Monitor:
     ``kernel`` (auto, core, kprobe, off) and ``counting`` (auto, kernel, socket, python) force a
     rung of the ladder. ``containers`` (auto, on, off): name processes of other network namespaces;
     auto: where this one forwards packets. ``max_flows``: rows held at most; totals stay exact.
+    ``compare_sockets``: sockets are counted beside the capture, and reports tell what only the
+    capture saw (``Report.only_on_wire``); not with ``counting="socket"``, which has none.
 
     Making one does nothing. ``start()``, or entering it as a context, raises ``CaptureError`` for
     an interface that cannot be read, ``AccessError`` where a privilege is missing, and
@@ -68,6 +71,7 @@ class Monitor:
         counting: str = "auto",
         containers: str = "auto",
         max_flows: int = MAX_FLOWS,
+        compare_sockets: bool = False,
     ) -> None:
         if isinstance(interfaces, str):
             raise UsageError(f"interfaces is a list of names: [{interfaces!r}]")
@@ -76,9 +80,12 @@ class Monitor:
         if max_flows < 1:
             raise UsageError(f"max_flows must be at least 1, not {max_flows!r}")
         ladder.check_choices(kernel, counting, containers)
+        if compare_sockets and counting == "socket":
+            raise UsageError("compare_sockets takes a capture: counting must not be socket")
         self._names = None if interfaces is None else tuple(interfaces)
         self._interval_s = interval_s
         self._kernel, self._counting, self._containers = kernel, counting, containers
+        self._compare_sockets = compare_sockets
         self._lock = threading.Lock()
         self._stopping = threading.Event()
         self._stopped = threading.Event()
@@ -92,6 +99,7 @@ class Monitor:
         self._ledger = Ledger(max_flows=max_flows)
         self._features: Features | None = None
         self._tap: Tap | SocketCounts | None = None
+        self._beside: Beside | None = None
         self._witnesses: Witnesses | None = None
         self._threads: list[threading.Thread] = []
         self._started_ns = self._interval_ns = self._ended_ns = 0
@@ -106,11 +114,18 @@ class Monitor:
         if self._features is not None:
             raise UsageError("a Monitor is started once; make another one")
         named = self._names is not None
-        self._features = ladder.choose(self._kernel, self._counting, on_interfaces=named)
+        self._features = ladder.choose(
+            self._kernel,
+            self._counting,
+            on_interfaces=named,
+            compare_sockets=self._compare_sockets,
+        )
         netns = os.stat("/proc/self/ns/net").st_ino
         try:
             self._witnesses = self._call_witnesses(self._features, netns)
             self._witnesses.take(self._witnesses.scan())
+            if self._compare_sockets:
+                self._beside = Beside.begin(self._witnesses, self._ledger)
             self._tap, self._features = open_engine(
                 self._features, self._names, netns, self._witnesses, self._counting != "auto"
             )
@@ -140,9 +155,17 @@ class Monitor:
     def _call_witnesses(self, features: Features, netns: int) -> Witnesses:
         # Hooks see every namespace; packets are captured in this one.
         only = None if may_be_elsewhere(self._containers) else netns
-        features, events = open_hooks(features, kernel=self._kernel, netns=only)
+        features, events = open_hooks(
+            features, kernel=self._kernel, netns=only, compare_sockets=self._compare_sockets
+        )
         self._features = features
-        return Witnesses(events, only, self._ledger, use_diag=features.owners != "proc")
+        return Witnesses(
+            events,
+            only,
+            self._ledger,
+            use_diag=features.owners != "proc",
+            on_wire=features.counting != "socket",
+        )
 
     def stop(self) -> None:
         """Reads what is still on its way, settles it, and gives everything back. Idempotent.
@@ -290,6 +313,8 @@ class Monitor:
                 self._news.set()
             if not tap.holds_back:
                 self._handed_over_until_ns = until_ns
+        if self._beside is not None:
+            self._beside.drain(now=asked, last=last)
         if asked:
             self._drain_asked.clear()
             self._look_asked.set()
@@ -324,6 +349,8 @@ class Monitor:
         with self._lock:
             self._edge.step(witnesses.follow_clock)
         self._step(self._ledger.counting(counts, until_ns))
+        if self._beside is not None:
+            self._step(self._beside.comparing())
         # Owners are this thread's alone: nobody who asks for a report waits for them.
         self._edge.step(witnesses.observe)
         self._settle()
@@ -337,6 +364,9 @@ class Monitor:
                 witnesses.take(scan)
             if scan is not None or final:
                 self._settle(final=final)
+            if final and self._beside is not None:
+                with self._lock:
+                    self._beside.finish()
             if asked:
                 self._looked.set()
 

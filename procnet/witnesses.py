@@ -38,15 +38,21 @@ Hooks = CoreOwners | KprobeOwners
 
 
 def open_hooks(
-    features: Features, *, kernel: str, netns: int | None
+    features: Features, *, kernel: str, netns: int | None, compare_sockets: bool = False
 ) -> tuple[Features, Hooks | None]:
     """Attaches what ``features`` has in use, or the next best if that cannot be had after all.
 
     The ladder as it turned out, and the hooks: None where only looking remains. ``netns``: the
-    inode of the only network namespace to tell of, but for hooks that count at the sockets. Raises
-    ``UnsupportedError``, ``LoadError`` or ``AccessError`` if what they shall count cannot be
-    counted otherwise, or ``kernel`` is not ``auto`` and the rung that it forces cannot be had.
+    inode of the only network namespace to tell of, but where only hooks count. ``compare_sockets``:
+    they count beside a capture. Raises ``UnsupportedError``, ``LoadError`` or ``AccessError`` if
+    what they shall count cannot be counted otherwise, or ``kernel`` is not ``auto`` and the rung
+    that it forces cannot be had.
     """
+    if compare_sockets:
+        owners = CoreOwners.open(netns=netns, counting=True)
+        for rung in (COUNTING_AT_SOCKETS, ladder.COMPARING, owners.feature()):
+            features = ladder.replaced(features, rung)
+        return features, owners
     if features.counting == "socket":
         owners = CoreOwners.open(counting=True)
         features = ladder.replaced(features, COUNTING_AT_SOCKETS)
@@ -70,18 +76,25 @@ class Witnesses:
 
     ``events`` tell owners as it happens, and are closed with this; None where they are only looked
     at, by sock_diag or, without ``use_diag``, by /proc alone. ``netns``: where the packets are
-    captured, or None if owners in any namespace may be meant.
+    captured, or None if owners in any namespace may be meant. ``on_wire``: is it packets that are
+    counted?
     """
 
     def __init__(
-        self, events: Hooks | None, netns: int | None, ledger: Ledger, *, use_diag: bool = True
+        self,
+        events: Hooks | None,
+        netns: int | None,
+        ledger: Ledger,
+        *,
+        use_diag: bool = True,
+        on_wire: bool = True,
     ) -> None:
         self.events = events
         self.vanished_processes = 0
         self.malformed_rows = 0
         self.denied_processes = 0
         self.events_lost = self.processes_lost = 0
-        self._netns = netns
+        self.netns = netns
         self._ledger = ledger
         self._use_diag = use_diag
         self._scanner: SocketScanner | None = None
@@ -92,7 +105,7 @@ class Witnesses:
         ledger.owners.boot_ns = boot_to_wall_ns()
         # Nothing lies between a socket and its own tuple.
         self.translated: Translated | None = None
-        if self.counts is None:
+        if on_wire:
             self.translated = Translated(ledger.elsewhere, everywhere=netns is None)
         self._soon_s = self._regular_s = 0.0
 
@@ -175,7 +188,7 @@ class Witnesses:
     def _scan(self) -> SocketScan:
         if self._scanner is None:
             self._scanner = SocketScanner(use_diag=self._use_diag)
-        return self._scanner.scan(self._netns)
+        return self._scanner.scan(self.netns)
 
     def take(self, scan: SocketScan) -> None:
         """Tells the ledger of a look; reads the processes that it shows for the first time."""

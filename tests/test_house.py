@@ -27,7 +27,7 @@ FLOOR = frozenset({"model", "errors", "features", "kernel_text", "netlink"})
 SOURCES = frozenset({"capture", "bpf", "sockets"})
 CORRIDOR = frozenset(
     {"monitor", "edge", "engines", "ladder", "witnesses", "translated", "offline", "snapshot"}
-    | {"watch"}
+    | {"watch", "beside"}
 )
 """monitor.py and its kin: they open the doors in order, and no room knows of them."""
 

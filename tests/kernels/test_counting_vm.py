@@ -12,6 +12,7 @@ from tests.kernels.test_owners_vm import ACCURACY, KERNELS, PLAYED, environment
 SUITE = {
     "tests/privileged/test_kernel_counting.py": 30,
     "tests/privileged/test_socket_counting.py": 10,
+    "tests/privileged/test_comparing_sockets.py": 15,
     f"{ACCURACY}::test_what_processes_move_is_counted_at_their_sockets": len(PLAYED),
 }
 

@@ -15,6 +15,7 @@ import procnet
         ({"max_flows": 0}, "max_flows"),
         ({"kernel": "nosuch"}, "kernel must be one of auto, core, kprobe, off"),
         ({"counting": "nosuch"}, "counting must be one of"),
+        ({"counting": "socket", "compare_sockets": True}, "counting must not be socket"),
     ],
 )
 def test_a_value_that_cannot_be_right_is_refused_at_once(arguments: dict, said: str) -> None:

@@ -64,6 +64,22 @@ def test_a_rung_that_breaks_when_stepped_on_gives_way_to_the_next(
         open_hooks(wanted, kernel="core", netns=NETNS)
 
 
+def test_hooks_that_count_beside_a_capture_are_taken_or_it_is_an_error(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[tuple[int | None, bool]] = []
+
+    def refuses(*, netns: int | None, counting: bool) -> None:
+        asked.append((netns, counting))
+        raise LoadError("no more memory")
+
+    monkeypatch.setattr(CoreOwners, "open", refuses)
+    wanted = Features("kernel", "core", tuple(PROMISES.values()))
+    with pytest.raises(LoadError, match="no more memory"):
+        open_hooks(wanted, kernel="auto", netns=NETNS, compare_sockets=True)
+    assert asked == [(NETNS, True)]
+
+
 def test_where_nothing_tells_there_are_no_hooks() -> None:
     looking = Features("python", "sock_diag", ())
     assert open_hooks(looking, kernel="auto", netns=NETNS) == (looking, None)
