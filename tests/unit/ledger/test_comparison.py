@@ -202,6 +202,40 @@ def test_nothing_is_forgotten_of_which_something_may_still_come(late: str) -> No
     assert both.end() == NOTHING
 
 
+def test_two_drains_must_have_begun_after_a_flow_s_last_packet() -> None:
+    """The first may have passed its socket over."""
+    both = Both()
+    both.wire(run(flow(), 101, at_s=7))
+    both.sockets(at_s=6)
+    both.it.booked_until_ns = T0 + 60 * S
+    both.sockets(at_s=20)
+    assert len(both.it._flows) == 1
+    both.sockets(run(flow(), 101, at_s=7), at_s=30)
+    assert both.end() == NOTHING
+
+
+def test_what_is_booked_late_waits_all_the_same() -> None:
+    both = Both()
+    for at_s in (50, 60):
+        both.sockets(at_s=at_s)
+    both.it.booked_until_ns = T0 + 60 * S
+    both.wire(run(flow(), 101))
+    for at_s in (70, 80, 90):
+        assert packets_of(both.it.since_start()) == 0 or at_s == 90
+        both.sockets(at_s=at_s)
+    assert both.end() == only(UDP, Traffic(1, 129, 101))
+
+
+def test_a_clock_that_is_set_back_keeps_nothing() -> None:
+    both = Both()
+    both.wire(run(flow(), 101))
+    both.it.shift(-3600 * S, T0 - 3600 * S)
+    for at_s in (-3590, -3580, -3570):
+        both.it.booked_until_ns = T0 + at_s * S
+        both.sockets(at_s=at_s)
+    assert both.it._flows == {}
+
+
 def test_a_clock_that_is_set_makes_no_row() -> None:
     both = Both()
     both.sockets(run(flow(), 101))
