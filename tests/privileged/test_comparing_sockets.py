@@ -24,6 +24,7 @@ from tests.privileged.test_socket_counting import (
     BEFORE_6_12,
     LAST_SEGMENT,
     SYN_ACK,
+    TRIES,
     lay_inner_cable,
     move,
 )
@@ -182,19 +183,26 @@ def test_the_headers_of_fragments_are_no_packets_of_nobody_s(lab: Lab) -> None:
 
 
 def test_a_container_s_socket_is_a_socket(lab: Lab) -> None:
-    """Masqueraded, and captured on both sides of the host: by the tuple that the socket has."""
+    """Masqueraded, and captured on both sides of the host: by the tuple that the socket has.
+
+    All namespaces are listened to: if others on this machine do what sockets cannot tell of, it is
+    played again.
+    """
     with Namespace("inner") as inner:
         lay_inner_cable(lab, inner)
-        devices = ("--interface", DEVICE, "--interface", "inner0")
-        reporter = comparing(lab.host, *devices)
-        pair = ready_pair(lab.peer, inner, "udp")
-        transfer(pair)
-        lab.settle()
-        report = reporter.finish()
-        by_protocol, not_compared = told(report)
-        # The kernel speaks IPv6 on a new cable.
-        assert (by_protocol.keys() <= {"icmp6"}, not_compared) == (True, {})
-        assert process_payload(report, pair[1].pid) == (23 * 997, 997)
+        for _ in range(TRIES):
+            reporter = comparing(lab.host, "--interface", DEVICE, "--interface", "inner0")
+            pair = ready_pair(lab.peer, inner, "udp")
+            transfer(pair)
+            lab.settle()
+            report = reporter.finish()
+            by_protocol, not_compared = told(report)
+            # The kernel speaks IPv6 on a new cable.
+            assert by_protocol.keys() <= {"icmp6"}
+            assert process_payload(report, pair[1].pid) == (23 * 997, 997)
+            if not not_compared:
+                break
+        assert not_compared == {}
 
 
 def sockets_counted_in() -> tuple[set[int], int, int]:
