@@ -333,7 +333,8 @@ class Loss:
     capture_dropped_packets: int = 0
     """Dropped by the kernel because we read too slowly."""
     events_lost: int = 0
-    """Owner events that found the ring full."""
+    """Owner events that found the ring full, or whose hook the kernel passed over because it ran
+    already on that CPU."""
     undecodable_packets: int = 0
     """Counted as ``UNDECODABLE``."""
     evicted_flows: int = 0

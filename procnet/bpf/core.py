@@ -41,6 +41,8 @@ RECORDS_BYTES = (layout.OWNER_EVENT.size, layout.PROCESS.size, OPEN_SOCKET.size)
 _NAME = "core owners"
 _TRIES = 4
 _ITERATOR = "on_open_file"
+_PASSED_OVER_FOR_NOTHING = ("on_queue",)
+"""What a softirq sends in the middle of it is of no AF_PACKET socket."""
 _YES = (1).to_bytes(4, sys.byteorder)
 
 COUNTING_AT_SOCKETS = features.yes(
@@ -225,6 +227,15 @@ class CoreOwners(Telling):
         self._bpf = loaded.bpf
         self._proc_root = proc_root
         self._on_demand = [hook for hook in loaded.choice.hooks if hook.on_demand]
+        # The kernel passes over a tracing program that runs already on the CPU (bpf_prog.active,
+        # 5.12, 9ed9e9ba2337): for a softirq in the middle of it, or another task if it is
+        # preemptible.
+        self._passed_over = 0
+        self._may_be_passed_over = [
+            hook.program
+            for hook in loaded.choice.hooks
+            if not hook.cgroup and hook.program not in _PASSED_OVER_FOR_NOTHING
+        ]
         super().__init__(sources, held)
 
     @classmethod
@@ -261,6 +272,14 @@ class CoreOwners(Telling):
                 counts = SocketCounts(loaded.bpf, host.proc_root)
                 held.callback(counts.close)
             return cls(loaded, sources, counts, host.proc_root, held.pop_all())
+
+    def _read_losses(self) -> tuple[int, int]:
+        events, processes = super()._read_losses()
+        # Before 5.19 that takes CAP_BPF too, which the program may have given up since.
+        with contextlib.suppress(LoadError):
+            infos = map(self._bpf.program_info, self._may_be_passed_over)
+            self._passed_over = sum(info.recursion_misses for info in infos)
+        return events + self._passed_over, processes
 
     @property
     def hooks(self) -> tuple[str, ...]:

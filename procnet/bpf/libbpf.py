@@ -55,6 +55,7 @@ _SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "bpf_map__reuse_fd": (_INT, (_POINTER, _INT)),
     "bpf_program__fd": (_INT, (_POINTER,)),
     "bpf_prog_test_run_opts": (_INT, (_INT, _POINTER)),
+    "bpf_obj_get_info_by_fd": (_INT, (_INT, _POINTER, ctypes.POINTER(ctypes.c_uint32))),
     "bpf_map_update_elem": (_INT, (_INT, _POINTER, _POINTER, ctypes.c_uint64)),
     "bpf_map_lookup_batch": (_INT, _BATCH),
     "bpf_map_lookup_and_delete_batch": (_INT, _BATCH),
@@ -125,6 +126,16 @@ def can_trace_functions() -> bool:
     library = load_library()
     with _collected():
         return bool(library.libbpf_probe_bpf_prog_type(_PROG_TYPE_TRACING, None) == 1)
+
+
+class ProgramInfo(ctypes.Structure):
+    """The end of struct bpf_prog_info as of 5.16 (aba64c7da983), which later ones begin with."""
+
+    _fields_ = (
+        ("_before", ctypes.c_uint8 * 208),
+        ("recursion_misses", ctypes.c_uint64),
+        ("verified_insns", ctypes.c_uint32),
+    )
 
 
 class _TestRun(ctypes.Structure):
@@ -270,6 +281,16 @@ class BpfObject:
         self._check(f"run {name}", self._library.bpf_prog_test_run_opts,
                     self.program_descriptor(name), ctypes.byref(options))  # fmt: skip
         return options.result, options.duration_ns
+
+    def program_info(self, name: str) -> ProgramInfo:
+        """What the kernel knows of a program that is loaded; fields that it does not know are 0."""
+        info = ProgramInfo()
+        size = ctypes.c_uint32(ctypes.sizeof(info))
+        self._check(
+            f"ask about {name}", self._library.bpf_obj_get_info_by_fd,
+            self.program_descriptor(name), ctypes.byref(info), ctypes.byref(size),
+        )  # fmt: skip
+        return info
 
     def close(self) -> None:
         """Detaches and unloads everything. May be called again."""

@@ -90,7 +90,8 @@ class Telling:
             return [decode_process(record) for record in self._processes.read()]
 
     def events_lost(self) -> int:
-        """Events that found the ring full, or that could not be understood; only grows."""
+        """Events that found the ring full, whose hook was passed over, or that could not be
+        understood; only grows."""
         return self._losses()[_EVENTS]
 
     def processes_lost(self) -> int:

@@ -146,6 +146,34 @@ def links_of(pid: int) -> set[int]:
     return links
 
 
+def fdinfo(descriptor: int, name: str) -> int:
+    """What /proc tells of a program."""
+    text = Path(f"/proc/self/fdinfo/{descriptor}").read_text()
+    found = re.search(rf"^{name}:\t(\d+)$", text, re.MULTILINE)
+    assert found is not None, text
+    return int(found[1])
+
+
+def test_a_hook_that_is_passed_over_is_a_loss(
+    owners: CoreOwners, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bpf, program = owners._bpf, "on_tcp_receive"
+    info, descriptor = bpf.program_info(program), bpf.program_descriptor(program)
+    # The field behind it is where we take it to be, and so is this one.
+    assert info.verified_insns == fdinfo(descriptor, "verified_insns") > 0
+    assert info.recursion_misses == fdinfo(descriptor, "recursion_misses")
+    before = owners.events_lost()
+    real = bpf.program_info
+
+    def passed_over(name: str) -> libbpf.ProgramInfo:
+        told = real(name)
+        told.recursion_misses += 7 * (name in (program, "on_queue", "on_egress"))
+        return told
+
+    monkeypatch.setattr(bpf, "program_info", passed_over)
+    assert owners.events_lost() == before + 7
+
+
 def test_close_gives_everything_back(owners: CoreOwners) -> None:
     files, threads, links = open_files(), threading.active_count(), links_of(os.getpid())
     second = CoreOwners.open()

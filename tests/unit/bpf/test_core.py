@@ -47,6 +47,7 @@ class FakeObject:
     contract: ClassVar[bytes] = CONTRACT
     refuses_to_load: ClassVar[set[str]] = set()
     refuses_to_attach: ClassVar[set[str]] = set()
+    gives_no_info: ClassVar[bool] = False
     made: ClassVar[list[FakeObject]] = []
 
     def __init__(self, image: bytes) -> None:
@@ -84,6 +85,12 @@ class FakeObject:
     def run_iterator(self, program: str) -> list[bytes]:
         self.attached.append(program)
         return []
+
+    def program_info(self, name: str) -> libbpf.ProgramInfo:
+        assert name in self.loaded
+        if self.gives_no_info:
+            raise LoadError(f"ask about {name}: Operation not permitted")
+        return libbpf.ProgramInfo(recursion_misses=5 if name == "on_sock_graft" else 0)
 
     def map_descriptor(self, name: str) -> int:
         rings = {"events": self.ring.descriptor, "processes": self.processes.descriptor}
@@ -147,13 +154,26 @@ def test_open_read_close(host: Host, image: Path, fake: type[FakeObject]) -> Non
     fake.ring.write(record(kind=99))
     assert [event.inode for event in owners.read()] == [3, 5, 7]
     os.pwrite(fake.counter, (11).to_bytes(8, "little"), 0)
-    assert owners.events_lost() == 12  # and the one of no kind
+    # And the one of no kind, and those whose hook was passed over.
+    assert owners.events_lost() == 11 + 1 + 5
     assert owners.fileno() == fake.ring.descriptor
     owners.close()
     owners.close()
-    assert (owners.read(), owners.events_lost(), owners.fileno()) == ([], 12, -1)
+    assert (owners.read(), owners.events_lost(), owners.fileno()) == ([], 17, -1)
     assert [each.closed for each in fake.made] == [True]
     assert len(os.listdir("/proc/self/fd")) == files
+
+
+def test_who_may_not_ask_about_programs_any_more_is_told_of_the_ring(
+    host: Host, image: Path, fake: type[FakeObject], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    owners = CoreOwners.open(host, image)
+    assert owners.events_lost() == 5
+    monkeypatch.setattr(fake, "gives_no_info", True)
+    os.pwrite(fake.counter, (11).to_bytes(8, "little"), 0)
+    assert owners.events_lost() == 11 + 5
+    owners.close()
+    assert [each.closed for each in fake.made] == [True]
 
 
 def test_what_infers_from_silence_is_attached_after_the_snapshot(
