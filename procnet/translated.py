@@ -36,12 +36,17 @@ def may_be_elsewhere(containers: str, sysctl: Path = Path("/proc/sys/net")) -> b
 
 
 def forwards(sysctl: Path = Path("/proc/sys/net")) -> bool:
-    """Does this network namespace pass packets on?"""
+    """Does this network namespace pass packets on, as far as can be read?"""
     for pattern in _FORWARDING:
-        for path in sysctl.glob(pattern):
-            with contextlib.suppress(OSError):
-                if path.read_text().strip() != "0":
-                    return True
+        with contextlib.suppress(OSError):  # not of a file, but of their directory
+            if any(map(_is_on, sysctl.glob(pattern))):
+                return True
+    return False
+
+
+def _is_on(switch: Path) -> bool:
+    with contextlib.suppress(OSError):
+        return switch.read_text().strip() != "0"
     return False
 
 
