@@ -159,13 +159,18 @@ class Monitor:
             features, kernel=self._kernel, netns=only, compare_sockets=self._compare_sockets
         )
         self._features = features
-        return Witnesses(
-            events,
-            only,
-            self._ledger,
-            use_diag=features.owners != "proc",
-            on_wire=features.counting != "socket",
-        )
+        with contextlib.ExitStack() as held:
+            if events is not None:
+                held.callback(events.close)
+            witnesses = Witnesses(
+                events,
+                only,
+                self._ledger,
+                use_diag=features.owners != "proc",
+                on_wire=features.counting != "socket",
+            )
+            held.pop_all()
+        return witnesses
 
     def stop(self) -> None:
         """Reads what is still on its way, settles it, and gives everything back. Idempotent.

@@ -193,6 +193,27 @@ def test_a_thousand_starts_leave_nothing(loopback: Namespace, kernel: str) -> No
         assert grown_bytes < GROWN_BYTES
 
 
+def interrupted_start() -> tuple[object, object]:
+    def ctrl_c(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    start_and_stop("core", 1)
+    before = held()[:2]
+    monitor_module.Witnesses = ctrl_c  # type: ignore
+    try:
+        procnet.Monitor(["lo"], kernel="core").start()
+    except KeyboardInterrupt:
+        return before, held()[:2]
+    raise AssertionError("it was not interrupted")
+
+
+def test_a_start_that_is_interrupted_between_hooks_and_capture_leaves_nothing(
+    loopback: Namespace,
+) -> None:
+    before, after = loopback.call(interrupted_start)
+    assert before == after
+
+
 # -- fork --------------------------------------------------------------------------------------
 
 
