@@ -29,7 +29,7 @@ from procnet.bpf.socket_records import (
     untold,
 )
 from procnet.errors import LayoutError, LoadError
-from procnet.model import TCP, FlowCount
+from procnet.model import MAPPED_PREFIX, TCP, FlowCount
 
 if TYPE_CHECKING:
     from procnet.bpf.libbpf import BpfObject
@@ -85,8 +85,9 @@ class SocketCounts:
 
         self.unsplit_packets = 0
         """Packets of sockets with too many remote ends at once: theirs is unknown. Only grows."""
-        self.shows_answers = False
-        """Does this kernel ask the hooks about SYN+ACK? Known with the first (6.1 does not)."""
+        self.shows_answers: set[int] = set()
+        """Of addresses of so many bytes the hooks are asked about SYN+ACK, as the first has shown.
+        Before 6.12 not of IPv6: ip6_xmit() is given the listener, and the packet is another's."""
         self._bpf = bpf
         self._lock = threading.Lock()
         self._woken = threading.Event()
@@ -218,5 +219,5 @@ class SocketCounts:
             for key, value in pairs:
                 # Only what listens has remote ends here and sends TCP.
                 if key[_PROTOCOL] == TCP and value[_SENT_PACKETS]:
-                    self.shows_answers = True
+                    self.shows_answers.add(4 if key[0] == MAPPED_PREFIX else 16)
                 self._left += decode_remote(key, value, clocks)

@@ -8,7 +8,7 @@ be less than what went without a socket, and is never what went through one.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from typing import NamedTuple
 
 from procnet.ledger.claims import ALWAYS_NS
@@ -71,7 +71,7 @@ class Comparison:
         self._drained_ns = self._drained_before_ns = ALWAYS_NS
         self._retired_ns = ALWAYS_NS
         self._doubt_until_ns = ALWAYS_NS
-        self._shows_answers = False
+        self._shows_answers: Container[int] = ()
         # What flows have left that are done with.
         self._left: dict[int, Sums] = {}
         self._not_compared = [0] * 6
@@ -103,11 +103,12 @@ class Comparison:
         _add(sums, at, count)
 
     def taking(
-        self, counts: Iterable[FlowCount], drained_ns: int, *, shows_answers: bool
+        self, counts: Iterable[FlowCount], drained_ns: int, *, shows_answers: Container[int]
     ) -> Iterator[bool]:
         """What the sockets have counted in one drain, which began at ``drained_ns``; in steps.
 
-        ``shows_answers``: they count what the kernel answers to a SYN (before 6.12 they may not).
+        ``shows_answers``: of addresses of so many bytes they count what the kernel answers to a
+        SYN.
         """
         self._shows_answers = shows_answers
         lost_ns = ALWAYS_NS
@@ -221,7 +222,7 @@ class Comparison:
         if flow.is_doubtful or key.protocol in _NOT_AT_SOCKETS:
             return False
         was_accepted = flow.was_opened and flow.at_sockets[_RECEIVED] > 0
-        if at == _SENT and was_accepted and not self._shows_answers:
+        if at == _SENT and was_accepted and len(key.local_address) not in self._shows_answers:
             return False  # perhaps a SYN+ACK
         return not flow.at_sockets[at] or _are_whole(key, *left)
 

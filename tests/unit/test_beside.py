@@ -19,7 +19,7 @@ def datagrams(number: int) -> FlowCount:
 class Sockets:
     """What SocketCounts would say."""
 
-    shows_answers = True
+    shows_answers = frozenset((4, 16))
     is_due = True
 
     def __init__(self, *drains: list[FlowCount] | None) -> None:
