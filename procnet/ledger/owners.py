@@ -26,15 +26,7 @@ from procnet.ledger.claims import (
 from procnet.ledger.endpoints import Endpoints
 from procnet.ledger.keys import WILDCARDS, Port, key_of_event, key_of_socket, local_key
 from procnet.ledger.losses import Losses
-from procnet.model import (
-    TCP,
-    EventKind,
-    Evidence,
-    FlowKey,
-    OwnerEvent,
-    ProcessId,
-    SocketScan,
-)
+from procnet.model import TCP, EventKind, Evidence, FlowKey, OwnerEvent, ProcessId, SocketScan
 
 MAX_ENDPOINTS = 131_072
 INJECTION_NS = 10_000_000
@@ -121,7 +113,9 @@ class OwnerTable:
                 continue
             if not (known.sends and event.sends) and not (known.receives and event.receives):
                 continue
-            claim = known if known.says(event) else self._part(key, known, event)
+            claim = known
+            if not known.says(event):
+                claim = self._part(key, known, event.sends, event.receives)
             if event.shared:
                 users |= claim.users
             if claim.evidence is not Evidence.KERNEL_EVENT:
@@ -147,12 +141,12 @@ class OwnerTable:
         for claim in list(self.claims(key)):
             if claim.untaken and not claim.presumed and event.inode == claim.inode:
                 if claim.users != {event.process}:
-                    claim = self._part(key, claim, event._replace(sends=False))
+                    claim = self._part(key, claim, False, event.receives)
                 claim.confirm(event)
 
-    def _part(self, key: FlowKey, claim: Claim, event: OwnerEvent) -> Claim:
-        """What the claim says of the event's directions; the rest of it stays."""
-        part = claim.split(event.sends, event.receives)
+    def _part(self, key: FlowKey, claim: Claim, sends: bool, receives: bool) -> Claim:
+        """What the claim says of these directions; the rest of it stays."""
+        part = claim.split(sends, receives)
         if part is None:
             return claim
         self._claims.at(key).append(part)
@@ -271,13 +265,18 @@ class OwnerTable:
             if self._holders.get(inode) == holders:
                 continue
             for key in self._by_inode.get(inode, ()):
-                for claim in self.claims(key):
+                for claim in list(self.claims(key)):
                     # Told since the look began: the look does not know it yet.
-                    told = claim.evidence is Evidence.KERNEL_EVENT
-                    if not told or claim.inode != inode or claim.sure_from_ns > scan.started_ns:
+                    known = claim.inode == inode and claim.sure_from_ns <= scan.started_ns
+                    told = claim.evidence is Evidence.KERNEL_EVENT and not claim.presumed
+                    if not known or not told or claim.users & holders:
                         continue
-                    if not claim.users & holders and not claim.presumed:
-                        claim.close(scan.started_ns)
+                    if key.protocol == TCP and claim.sends:
+                        # What it left in the queue still leaves; who sends after it is told.
+                        if not claim.receives:
+                            continue
+                        claim = self._part(key, claim, False, True)
+                    claim.close(scan.started_ns)
         self._holders = dict(scan.holders)
         self._births.look(scan.holders, self._previous_look_ns)
 

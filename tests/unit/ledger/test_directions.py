@@ -108,3 +108,28 @@ def test_a_direction_that_its_user_let_go_of_is_for_who_has_the_socket(
     world.settle(4001)
     world.settle(9999, final=True)
     assert world.verdicts() == {(ALICE if ALICE in holders else BOB): (1, 101)}
+
+
+@pytest.mark.parametrize("is_told_of_others", [True, False])
+def test_what_a_process_left_in_the_queue_is_its_own_after_it_has_ended(
+    is_told_of_others: bool,
+) -> None:
+    world = World()
+    world.event(0, ALICE, CONNECT, CLIENT)
+    world.look(10, (connected(CLIENT), {ALICE, BOB, CAROL}))
+    world.event(20, ALICE, SEND, CLIENT)
+    # It has ended; what it wrote is still in the queue, and the next one writes behind it.
+    world.look(30, (connected(CLIENT), {BOB, CAROL}))
+    world.look(40, (connected(CLIENT), {BOB}))
+    world.packets(50, CLIENT, number=7)
+    if is_told_of_others:
+        world.event(60, BOB, SEND, CLIENT, shared=True)
+        world.packets(61, CLIENT)
+        world.event(70, BOB, SEND, CLIENT)
+        world.packets(71, CLIENT, number=3)
+    # Nobody is told to have taken this.
+    world.packets(80, CLIENT, sent=False)
+    world.look(90, (connected(CLIENT), {BOB}))
+    world.settle(91, final=True)
+    of_bob = {BOB: (4, 202), Reason.AMBIGUOUS: (1, 101)} if is_told_of_others else {BOB: (1, 101)}
+    assert world.verdicts() == {ALICE: (7, 101), **of_bob}
