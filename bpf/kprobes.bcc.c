@@ -220,7 +220,6 @@ static inline void fill_event(struct procnet_owner_event *event, const struct pr
 	event->inode = sock->inode;
 	event->cgroup_id = bpf_get_current_cgroup_id();
 	event->tgid = ids >> 32;
-	event->tid = ids;
 	event->uid = bpf_get_current_uid_gid();
 	__builtin_memcpy(&event->tuple, tuple, sizeof(*tuple));
 	GET(event->comm, &leader->comm);

@@ -147,8 +147,8 @@ struct procnet_connection {
 	__u32 written;  /* tcp_sock.write_seq when the last call to send ended */
 	__u8 is_opened; /* by the sender, who has sent nothing yet */
 	__u8 is_older;  /* than we are: there may be users that we do not know */
-	__u8 is_waiting; /* the sender's first byte has not left yet: hand_overs */
-	__u8 is_shared;  /* the sender's bytes leave mixed with another's */
+	__u8 is_waiting; /* the sender's first byte has not left yet: send_queues */
+	__u8 is_shared;  /* the sender's bytes leave mixed with another's, nobody can tell which */
 	__u8 is_closing;
 	__u8 pad[3];
 };
@@ -160,26 +160,36 @@ struct {
 	__type(value, struct procnet_connection);
 } connections SEC(".maps");
 
-#define SHARERS 4
+#define WRITERS 4
+#define HAND_OVERS 64 /* powers of two */
 
-/*
- * A sender whose first byte is in the queue behind another's: told when it leaves. Few connections
- * ever have one.
- */
+/* From this byte on another process has written what is in the send queue. */
 struct procnet_hand_over {
 	__u32 from_seq;
-	__u32 is_mixed; /* a packet that has bytes of both was told */
-	__u64 sharers[SHARERS]; /* who was told to share; any, if there were more */
-	__u64 shared;
-	struct procnet_owner_event event;
+	__u16 writer;
+	__u16 is_exact; /* not a later byte */
+};
+
+/*
+ * Who has written what of a send queue: told when it leaves. Few connections ever have one; the
+ * first writer is the one who was told last when it was made.
+ */
+struct procnet_send_queue {
+	__u32 made; /* hand-overs */
+	__u32 told; /* of those: whose first byte has left */
+	__u32 writer; /* of what leaves */
+	__u32 known;  /* writers; where they are too many or share the bytes, any of them */
+	struct procnet_hand_over hand_overs[HAND_OVERS];
+	__u64 users[WRITERS];
+	struct procnet_owner_event events[WRITERS]; /* none yet: of layout 0 */
 };
 
 struct {
 	__uint(type, BPF_MAP_TYPE_SK_STORAGE);
 	__uint(map_flags, BPF_F_NO_PREALLOC);
 	__type(key, int);
-	__type(value, struct procnet_hand_over);
-} hand_overs SEC(".maps");
+	__type(value, struct procnet_send_queue);
+} send_queues SEC(".maps");
 
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
@@ -564,9 +574,8 @@ static __always_inline void fill_event(struct procnet_owner_event *event, const 
 	event->inode = seen->inode;
 	event->cgroup_id = task->cgroups->dfl_cgrp->kn->id;
 	event->tgid = task->tgid;
-	event->tid = task->pid;
 	event->uid = task->cred->uid.val;
-	event->pad = 0;
+	event->part_bytes = event->packet_bytes = 0;
 	__builtin_memcpy(&event->tuple, &seen->tuple, sizeof(event->tuple));
 	for (int i = 0; i < PROCNET_COMM_LEN; i++)
 		event->comm[i] = leader->comm[i];
@@ -601,8 +610,12 @@ __noinline int submit(const struct seen *seen, __u32 what)
 	return true;
 }
 
-/* In softirq too: the event was made in the call of who is told. */
-static __always_inline bool submit_kept(const struct procnet_owner_event *kept, __u8 flags)
+/*
+ * In softirq too: the event was made in the call of who is told. `part_bytes` are the process's own
+ * of the `packet_bytes` of the packet that comes next.
+ */
+static __always_inline bool submit_kept(const struct procnet_owner_event *kept, __u8 flags,
+					__u32 part_bytes, __u32 packet_bytes)
 {
 	struct procnet_owner_event *event;
 
@@ -614,6 +627,8 @@ static __always_inline bool submit_kept(const struct procnet_owner_event *kept, 
 	__builtin_memcpy(event, kept, sizeof(*event));
 	event->flags |= flags;
 	event->time_ns = bpf_ktime_get_boot_ns();
+	event->part_bytes = part_bytes;
+	event->packet_bytes = packet_bytes;
 	bpf_ringbuf_submit(event, 0);
 	next_turn(&kept->tuple, PROCNET_SEND);
 	return true;
@@ -735,55 +750,106 @@ static __always_inline int receive_tcp(struct sock *sk)
 	return 0;
 }
 
-/* Is the user told already to share the queue with others? */
-static __always_inline bool is_sharer(struct procnet_hand_over *hand_over, __u64 user)
+static __always_inline void begin_queue(struct procnet_send_queue *queue, __u64 first_user)
 {
-	for (int i = 0; i < SHARERS; i++)
-		if (hand_over->sharers[i] == user)
-			return true;
-	hand_over->sharers[hand_over->shared++ % SHARERS] = user;
+	queue->made = queue->told = queue->writer = 0;
+	queue->known = 1;
+	queue->users[0] = first_user;
+	for (int i = 1; i < WRITERS; i++)
+		queue->users[i] = 0;
+	for (int i = 0; i < WRITERS; i++)
+		queue->events[i].layout = 0;
+}
+
+/* WRITERS, if it is none of them. */
+static __always_inline __u32 writer_of(const struct procnet_send_queue *queue, __u64 user)
+{
+	for (__u32 i = 0; i < WRITERS; i++)
+		if (queue->users[i] == user)
+			return i;
+	return WRITERS;
+}
+
+/* False if there is no room for another writer, or another hand-over. */
+static __always_inline bool hand_over(struct procnet_send_queue *queue, const struct seen *seen,
+				      __u32 what, struct procnet_hand_over from)
+{
+	__u64 user = current_user();
+	__u32 writer = writer_of(queue, user);
+
+	if (writer == WRITERS)
+		writer = queue->known;
+	if (writer >= WRITERS || queue->made - queue->told >= HAND_OVERS)
+		return false;
+	if (!queue->events[writer].layout) {
+		if (!is_kernel_thread())
+			introduce();
+		fill_event(&queue->events[writer], seen, what);
+	}
+	if (writer == queue->known) {
+		queue->users[writer] = user;
+		queue->known++;
+	}
+	from.writer = writer;
+	queue->hand_overs[queue->made++ % HAND_OVERS] = from;
+	return true;
+}
+
+/* All that have anything in the queue are told that nobody can say what is whose. */
+static __always_inline bool share(struct procnet_send_queue *queue)
+{
+	for (__u32 i = 0; i < WRITERS; i++)
+		if (queue->events[i].layout &&
+		    !submit_kept(&queue->events[i], PROCNET_FLAG_SHARED, 0, 0))
+			return false;
+	return true;
+}
+
+/* Is the user told already to share the queue with others? */
+static __always_inline bool is_sharer(struct procnet_send_queue *queue, __u64 user)
+{
+	if (writer_of(queue, user) < WRITERS)
+		return true;
+	queue->users[queue->known++ % WRITERS] = user;
 	return false;
 }
 
 /*
- * A connection with bytes of another's in its queue. The first that comes behind them is told when
- * it leaves; where that cannot be said, it is told now that nobody can.
+ * A connection with bytes of another's in its queue. Who comes behind them is told when that leaves;
+ * where it cannot be said what is whose, it is told now that nobody can. Outside of the socket's lock
+ * somebody else may come between us and the queue: one hand-over at a time is all that is believed.
  */
 static __always_inline void queue_behind(struct sock *sk, struct procnet_connection *connection,
-					 const struct seen *seen, __u32 what, __u32 from_seq,
-					 bool is_busy)
+					 const struct seen *seen, __u32 what,
+					 struct procnet_hand_over from, bool is_busy)
 {
-	__u64 user = current_user(), last = connection->sender;
-	struct procnet_hand_over *hand_over =
-		bpf_sk_storage_get(&hand_overs, sk, NULL, BPF_SK_STORAGE_GET_F_CREATE);
+	__u64 user = current_user();
+	struct procnet_send_queue *queue =
+		bpf_sk_storage_get(&send_queues, sk, NULL, BPF_SK_STORAGE_GET_F_CREATE);
 
-	if (hand_over && !is_busy && !connection->is_waiting && !connection->is_shared) {
-		if (!is_kernel_thread())
-			introduce();
-		fill_event(&hand_over->event, seen, what);
-		hand_over->from_seq = from_seq;
-		hand_over->is_mixed = false;
-		connection->sender = user;
-		connection->is_waiting = true;
-		return;
-	}
-	if (hand_over && !connection->is_shared) {
-		if (connection->is_waiting && !submit_kept(&hand_over->event, PROCNET_FLAG_SHARED))
+	if (queue && !connection->is_shared) {
+		if (!connection->is_waiting)
+			begin_queue(queue, connection->sender);
+		if (!is_busy && (from.is_exact || !connection->is_waiting) &&
+		    hand_over(queue, seen, what, from)) {
+			connection->sender = user;
+			connection->is_waiting = true;
+			return;
+		}
+		if (!share(queue))
 			return;
 		split_counts(sk);
 		connection->is_waiting = false;
-		__builtin_memset(hand_over->sharers, 0, sizeof(hand_over->sharers));
-		is_sharer(hand_over, last);
 	}
-	if ((hand_over && is_sharer(hand_over, user)) || submit(seen, what | SHARED)) {
+	if ((queue && is_sharer(queue, user)) || submit(seen, what | SHARED)) {
 		split_counts(sk);
 		connection->sender = user;
 		connection->is_shared = true;
 	}
 }
 
-/* `from_seq`: what the caller writes has this number or a later one. `is_busy`: others write too. */
-static __always_inline int send_tcp(struct sock *sk, __u32 from_seq, bool is_busy)
+/* What the caller writes is `from` there on. `is_busy`: others write too. */
+static __always_inline int send_tcp(struct sock *sk, struct procnet_hand_over from, bool is_busy)
 {
 	struct procnet_connection *connection = connection_of(sk);
 	struct tcp_sock *tcp = (struct tcp_sock *)sk;
@@ -812,8 +878,8 @@ static __always_inline int send_tcp(struct sock *sk, __u32 from_seq, bool is_bus
 		connection->is_opened = false;
 		return 0;
 	}
-	if (is_busy || (__s32)(from_seq - BPF_CORE_READ(tcp, snd_nxt)) > 0) {
-		queue_behind(sk, connection, &seen, what, from_seq, is_busy);
+	if (is_busy || (__s32)(from.from_seq - BPF_CORE_READ(tcp, snd_nxt)) > 0) {
+		queue_behind(sk, connection, &seen, what, from, is_busy);
 		return 0;
 	}
 	if (submit(&seen, what)) {
@@ -836,9 +902,12 @@ static __always_inline bool is_sender(struct sock *sk)
 SEC("tp_btf/tcp_sendmsg_locked")
 int BPF_PROG(on_tcp_sendmsg_locked, struct sock *sk)
 {
+	struct procnet_hand_over from = {.is_exact = true};
+
 	if (is_sender(sk))
 		return 0;
-	return send_tcp(sk, BPF_CORE_READ((struct tcp_sock *)sk, write_seq), sk->sk_write_pending);
+	from.from_seq = BPF_CORE_READ((struct tcp_sock *)sk, write_seq);
+	return send_tcp(sk, from, sk->sk_write_pending);
 }
 
 /*
@@ -848,6 +917,7 @@ int BPF_PROG(on_tcp_sendmsg_locked, struct sock *sk)
 SEC("tp_btf/sock_send_length")
 int BPF_PROG(on_tcp_send_length, struct sock *sk, int result)
 {
+	struct procnet_hand_over from = {};
 	struct procnet_connection *connection;
 	__u32 write_seq;
 
@@ -855,8 +925,9 @@ int BPF_PROG(on_tcp_send_length, struct sock *sk, int result)
 		return 0;
 	write_seq = BPF_CORE_READ((struct tcp_sock *)sk, write_seq);
 	connection = connection_of(sk);
+	from.from_seq = connection ? connection->written : write_seq;
 	if (!is_sender(sk))
-		send_tcp(sk, connection ? connection->written : write_seq, sk->sk_write_pending);
+		send_tcp(sk, from, sk->sk_write_pending);
 	connection = connection_of(sk);
 	if (connection)
 		connection->written = write_seq;
@@ -872,8 +943,8 @@ static __noinline void send_at_egress(struct bpf_sock *sk)
 {
 	struct tcp_sock *tcp = sk ? bpf_skc_to_tcp_sock(sk) : NULL;
 	struct sock *sock = (struct sock *)tcp;
+	struct procnet_hand_over from = {};
 	struct procnet_connection *connection;
-	__u32 written;
 
 	if (!tcp || !sock->sk_lock.owned || sock->sk_write_pending)
 		return;
@@ -881,19 +952,21 @@ static __noinline void send_at_egress(struct bpf_sock *sk)
 	/* Who closes has been told; a FIN is no data. */
 	if (!connection || connection->is_closing || connection->written == tcp->write_seq)
 		return;
-	written = connection->written;
+	from.from_seq = connection->written;
 	connection->written = tcp->write_seq;
 	if (!is_sender(sock))
-		send_tcp(sock, written, false);
+		send_tcp(sock, from, false);
 }
 
 /* Whoever else holds the lock may be about to write. */
 static __always_inline int send_unlocked(struct sock *sk)
 {
+	struct procnet_hand_over from = {};
+
 	if (is_sender(sk))
 		return 0;
-	return send_tcp(sk, BPF_CORE_READ((struct tcp_sock *)sk, write_seq),
-			sk->sk_write_pending || sk->sk_lock.owned);
+	from.from_seq = BPF_CORE_READ((struct tcp_sock *)sk, write_seq);
+	return send_tcp(sk, from, sk->sk_write_pending || sk->sk_lock.owned);
 }
 
 SEC("fentry/tcp_sendmsg")
@@ -1154,31 +1227,74 @@ static __always_inline bool read_segment(struct __sk_buff *skb, struct segment *
 	return true;
 }
 
+static __always_inline bool is_before(__u32 seq, __u32 other)
+{
+	return (__s32)(seq - other) < 0;
+}
+
+/* A packet with bytes of several: of two, each is told how many are its own. */
+static __always_inline bool tell_parts(struct procnet_send_queue *queue, struct segment segment,
+				       __u8 flags)
+{
+	__u32 bytes = 0, others = 0, packet_bytes = segment.end_seq - segment.seq;
+	bool is_exact = true;
+
+	for (__u32 i = queue->told, n = 0; i != queue->made && n < HAND_OVERS; i++, n++) {
+		struct procnet_hand_over *from = &queue->hand_overs[i % HAND_OVERS];
+		__u32 until = queue->hand_overs[(i + 1) % HAND_OVERS].from_seq;
+
+		if (!is_before(from->from_seq, segment.end_seq))
+			break;
+		if (i + 1 == queue->made || is_before(segment.end_seq, until))
+			until = segment.end_seq;
+		if (from->writer == queue->writer || until == from->from_seq)
+			continue;
+		others |= 1 << (from->writer % WRITERS);
+		bytes += until - from->from_seq;
+		is_exact = is_exact && from->is_exact;
+	}
+	/* Of more than two, none is told how many. */
+	if (others & (others - 1) || !is_exact)
+		bytes = packet_bytes = 0;
+	for (__u32 i = 0; i < WRITERS; i++)
+		if (others & 1 << i && !submit_kept(&queue->events[i], flags | PROCNET_FLAG_SHARED,
+						   bytes, packet_bytes))
+			return false;
+	return others;
+}
+
 /* Does this packet have the first byte of a sender that waits for that? */
 static __always_inline void hand_over_at(struct __sk_buff *skb, struct bpf_sock *sk)
 {
 	struct procnet_connection *connection = connection_of(sk);
-	struct procnet_hand_over *kept;
+	struct procnet_send_queue *queue;
 	struct segment segment;
+	__u32 told;
 	__u8 flags;
 
 	if (!connection || !connection->is_waiting)
 		return;
-	kept = bpf_sk_storage_get(&hand_overs, sk, NULL, 0);
-	if (!kept || !read_segment(skb, &segment))
+	queue = bpf_sk_storage_get(&send_queues, sk, NULL, 0);
+	if (!queue || !read_segment(skb, &segment))
 		return;
 	/* What leaves after the close has nobody else to close it. */
 	flags = connection->is_closing ? PROCNET_FLAG_CLOSES : 0;
-	if ((__s32)(segment.seq - kept->from_seq) >= 0) {
-		if (!submit_kept(&kept->event, flags))
+	told = queue->told;
+	for (int i = 0; i < HAND_OVERS && told != queue->made; i++, told++)
+		if (is_before(segment.seq, queue->hand_overs[told % HAND_OVERS].from_seq))
+			break;
+	if (told != queue->told) {
+		__u32 writer = queue->hand_overs[(told - 1) % HAND_OVERS].writer % WRITERS;
+
+		if (!submit_kept(&queue->events[writer], flags, 0, 0))
 			return;
-		connection->is_waiting = false;
-	} else if ((__s32)(segment.end_seq - kept->from_seq) > 0 && !kept->is_mixed) {
-		kept->is_mixed = submit_kept(&kept->event, flags | PROCNET_FLAG_SHARED);
-	} else {
-		return;
+		queue->told = told;
+		queue->writer = writer;
+		connection->is_waiting = told != queue->made;
+		split_counts(sk);
 	}
-	split_counts(sk);
+	if (connection->is_waiting && tell_parts(queue, segment, flags))
+		split_counts(sk);
 }
 
 static __always_inline bool is_tcp(struct bpf_sock *sk)

@@ -12,7 +12,7 @@
 #include <linux/types.h>
 #endif
 
-#define PROCNET_LAYOUT 3
+#define PROCNET_LAYOUT 4
 
 #define PROCNET_COMM_LEN 16 /* TASK_COMM_LEN */
 
@@ -33,7 +33,10 @@ enum procnet_event_kind {
 /* What the process has of a connection from here on; where neither stands: both. */
 #define PROCNET_FLAG_SENDS 4
 #define PROCNET_FLAG_RECEIVES 8
-/* Bytes of the last sender's may leave after this one's first: nobody can tell them apart. */
+/*
+ * Bytes of the last sender's may leave after this one's first, and nobody can tell them apart; but if
+ * there are `packet_bytes`: of a TCP packet with so many, `part_bytes` are this process's.
+ */
 #define PROCNET_FLAG_SHARED 16
 
 /*
@@ -60,9 +63,9 @@ struct procnet_owner_event {
 	__u64 inode;       /* of the socket file, 0 where there is none yet */
 	__u64 cgroup_id;   /* cgroup v2, of the actor */
 	__u32 tgid;        /* in the initial pid namespace */
-	__u32 tid;
 	__u32 uid;         /* in the initial user namespace */
-	__u32 pad;
+	__u32 part_bytes;
+	__u32 packet_bytes;
 	struct procnet_tuple tuple;
 	__u8 comm[PROCNET_COMM_LEN]; /* of the thread group leader; any bytes, NUL-terminated if shorter */
 };

@@ -221,7 +221,8 @@ class OwnerEvent(NamedTuple):
     ``inode`` is the number in ``socket:[...]`` of /proc/PID/fd, 0 where there is none yet.
     ``kernel`` is true for a kernel thread, which has no process to name. ``sends`` and ``receives``
     say what of the socket the process has from here on; ``shared`` that bytes of others leave among
-    its own, and nobody can tell which.
+    its own, and nobody can tell which; but if there are ``packet_bytes``, ``part_bytes`` of so many
+    in the next packet are its own.
     """
 
     time_ns: int
@@ -241,6 +242,8 @@ class OwnerEvent(NamedTuple):
     sends: bool = True
     receives: bool = True
     shared: bool = False
+    part_bytes: int = 0
+    packet_bytes: int = 0
 
 
 class Socket(NamedTuple):

@@ -56,8 +56,8 @@ def decode_event(record: bytes, wall_offset_ns: int) -> OwnerEvent | None:
     Raises LayoutError for a record of another size or layout version than ours.
     """
     (
-        _, number, flags, netns, time_ns, start_ns, inode, cgroup_id, pid, _, uid, _,
-        local_address, remote_address, local_port, remote_port, protocol, comm,
+        _, number, flags, netns, time_ns, start_ns, inode, cgroup_id, pid, uid, part_bytes,
+        packet_bytes, local_address, remote_address, local_port, remote_port, protocol, comm,
     ) = layout.unpack(layout.OWNER_EVENT, record)  # fmt: skip
     kind = _KINDS.get(number)
     if kind is None:
@@ -70,7 +70,7 @@ def decode_event(record: bytes, wall_offset_ns: int) -> OwnerEvent | None:
         time_ns + wall_offset_ns, kind, netns, protocol, _local_address(local_address), local_port,
         remote_address, remote_port, inode, _process(pid, start_ns), _name(comm), uid, cgroup_id,
         flags & layout.FLAG_KERNEL != 0, ways != layout.FLAG_RECEIVES, ways != layout.FLAG_SENDS,
-        flags & layout.FLAG_SHARED != 0,
+        flags & layout.FLAG_SHARED != 0, part_bytes, packet_bytes,
     ))  # fmt: skip
 
 

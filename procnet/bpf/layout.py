@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from procnet.errors import LayoutError
 
-LAYOUT = 3
+LAYOUT = 4
 """PROCNET_LAYOUT."""
 
 FLAG_KERNEL = 1
@@ -67,9 +67,9 @@ class RawEvent(NamedTuple):
     inode: int
     cgroup_id: int
     tgid: int
-    tid: int
     uid: int
-    pad: int
+    part_bytes: int
+    packet_bytes: int
     local_address: bytes
     remote_address: bytes
     local_port: int

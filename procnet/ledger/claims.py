@@ -24,6 +24,11 @@ CLOCK_SLACK_NS = 100_000
 """Packets are stamped by the wall clock and events by the boot clock; the difference is measured at
 each read, and a slewed clock moves at most 500 ppm of the time between two reads (adjtimex(2))."""
 
+INJECTION_NS = 10_000_000
+"""For so long one event stands for all frames that a process injects (bpf/owners.bpf.c)."""
+CONTESTED_NS = 5_000_000_000
+"""How long after two sockets took turns on an endpoint an unseen moment is believed of neither."""
+
 TCP_GRACE_NS = 60_000_000_000
 """FIN, RST and TIME_WAIT answers come after the close: TCP_TIMEWAIT_LEN (include/net/tcp.h)."""
 OTHER_GRACE_NS = 1_000_000_000
@@ -50,6 +55,10 @@ def shifted(at_ns: int, step_ns: int) -> int:
     return at_ns if at_ns in (ALWAYS_NS, FOREVER_NS) else at_ns + step_ns
 
 
+Parts = tuple[tuple[ProcessId, int], ...]
+"""Processes with payload bytes."""
+
+
 class Claim:
     """Processes that had a socket's end, with two intervals.
 
@@ -68,6 +77,7 @@ class Claim:
         "injects",
         "inode",
         "kernel",
+        "parts",
         "presumed",
         "receives",
         "sends",
@@ -98,6 +108,8 @@ class Claim:
         self.receives = receives
         # What the users have sent leaves mixed.
         self.shared = False
+        # Of a single packet that has bytes of two: who wrote how many of its payload, in order.
+        self.parts: Parts = ()
         self.forgotten = False
         self.users = users
         self.evidence = evidence
@@ -141,7 +153,19 @@ class Claim:
         """Is it of an event that said the same?"""
         if self.evidence is not Evidence.KERNEL_EVENT or self.shared is not event.shared:
             return False
+        if self.parts or event.packet_bytes:
+            return False  # of one packet
         return event.process in self.users if event.shared else self.users == {event.process}
+
+    def parts_with(self, event: OwnerEvent) -> Parts:
+        """Of the packet that an event is about, if the rest of it is of the one user until now."""
+        others = self.users - {event.process}
+        told = self.evidence is Evidence.KERNEL_EVENT and not self.kernel and not event.kernel
+        if not event.packet_bytes or not told or len(others) != 1:
+            return ()
+        (other,) = others
+        rest_bytes = event.packet_bytes - event.part_bytes
+        return (other, rest_bytes), (event.process, event.part_bytes)
 
     def narrows(self, event: OwnerEvent) -> bool:
         """Does the event say which of those it is that may have it?"""

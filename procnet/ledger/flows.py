@@ -123,7 +123,7 @@ _new = tuple.__new__
 
 def _row(count: FlowCount, verdict: Verdict) -> FlowRow:
     _, _, sent, packets, wire_bytes, payload_bytes, first_ns, last_ns, _, _ = count
-    _, evidence, _, candidates, _ = verdict
+    _, evidence, _, candidates, _, _ = verdict
     if sent:
         return _new(
             FlowRow,
@@ -147,7 +147,7 @@ class Shares:
 
     def add(self, count: FlowCount, verdict: Verdict) -> None:
         """Books one run of packets under its verdict."""
-        process, _, reason, _, _ = verdict
+        process, _, reason, _, _, _ = verdict
         if process is not None:
             self._tally_of(process).add(count)
             return
@@ -209,7 +209,7 @@ class FlowTable:
         if flow is None:
             return
         rows = self._rows
-        process, _, reason, _, socket = verdict
+        process, _, reason, _, socket, _ = verdict
         key: RowKey = _new(RowKey, (count.interface, flow, process, reason, socket))
         new = _row(count, verdict)
         row = rows.get(key)

@@ -31,6 +31,7 @@ from procnet.ledger.verdict import (
     Verdict,
     When,
     decide,
+    shares,
 )
 from procnet.ledger.waiting import Waiting
 from procnet.model import TCP, FlowCount, OwnerEvent, ProcessId, Reason, SocketScan
@@ -280,7 +281,11 @@ class Ledger:
         return True
 
     def _book(self, count: FlowCount, verdict: Verdict) -> None:
-        self._booked.add(count, verdict)
+        if verdict.parts:
+            for part, named in shares(count, verdict):
+                self._booked.add(part, named)
+        else:
+            self._booked.add(count, verdict)
         if self.comparison is not None:
             translated = count.key is not None and self.elsewhere.may_translate(count)
             self.comparison.book(count, verdict, is_translated=translated)

@@ -14,9 +14,12 @@ from procnet.ledger.births import Births
 from procnet.ledger.claims import (
     ALWAYS_NS,
     CLOCK_SLACK_NS,
+    CONTESTED_NS,
     FOREVER_NS,
+    INJECTION_NS,
     NOBODY,
     Claim,
+    Parts,
     alone,
     blurred,
     shifted,
@@ -29,10 +32,6 @@ from procnet.ledger.losses import Losses
 from procnet.model import TCP, EventKind, Evidence, FlowKey, OwnerEvent, ProcessId, SocketScan
 
 MAX_ENDPOINTS = 131_072
-INJECTION_NS = 10_000_000
-"""For so long one event stands for all frames that a process injects (bpf/owners.bpf.c)."""
-CONTESTED_NS = 5_000_000_000
-"""How long after two sockets took turns on an endpoint an unseen moment is believed of neither."""
 
 
 class OwnerTable:
@@ -102,6 +101,7 @@ class OwnerTable:
         takes = key.protocol != TCP or event.kind in (EventKind.ACCEPT, EventKind.RECEIVE)
         begin_ns = ALWAYS_NS if takes else event.time_ns
         floor_ns = self._floor_ns(key, event)
+        parts: Parts = ()
         if event.kind is EventKind.RECEIVE:
             self._take_first(key, event)
         for known in [claim for claim in claims if claim.is_open]:
@@ -118,6 +118,7 @@ class OwnerTable:
                 claim = self._part(key, known, event.sends, event.receives)
             if event.shared:
                 users |= claim.users
+                parts = claim.parts_with(event)
             if claim.evidence is not Evidence.KERNEL_EVENT:
                 # Nobody has used the socket since the hooks were in place, or there were a
                 # claim of that use: what only lay in it is for the one who uses it now.
@@ -135,6 +136,7 @@ class OwnerTable:
             claim = self._add_event_claim(key, event, max(begin_ns, floor_ns))
             claim.users = users
             claim.sends, claim.receives, claim.shared = sends, receives, event.shared
+            claim.parts = parts if len(users) == 2 else ()
 
     def _take_first(self, key: FlowKey, event: OwnerEvent) -> None:
         """Nobody took anything before: what came in until now is for this process."""

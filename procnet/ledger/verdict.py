@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
-from procnet.ledger.claims import ANY_TIME, CLOCK_SLACK_NS, NOBODY, Claim, grace_ns
+from procnet.ledger.claims import ANY_TIME, CLOCK_SLACK_NS, NOBODY, Claim, Parts, grace_ns
 from procnet.ledger.keys import local_key
 from procnet.ledger.owners import OwnerTable
 from procnet.model import (
@@ -23,7 +23,8 @@ from procnet.model import (
 class Verdict(NamedTuple):
     """``process`` with ``evidence``, or None with ``reason``; ``candidates`` for ``AMBIGUOUS``.
 
-    ``socket`` is the flow as the owner's socket has it, where that is not the run's own.
+    ``socket`` is the flow as the owner's socket has it, where that is not the run's own. ``parts``:
+    who of the candidates wrote how much of the payload, in order, where that is known.
     """
 
     process: ProcessId | None
@@ -31,6 +32,7 @@ class Verdict(NamedTuple):
     reason: Reason | None
     candidates: frozenset[ProcessId]
     socket: FlowKey | None = None
+    parts: Parts = ()
 
 
 class When(NamedTuple):
@@ -89,13 +91,30 @@ def ladder(key: FlowKey) -> tuple[FlowKey, ...]:
 def decide(owners: OwnerTable, count: FlowCount, when: When) -> Verdict:
     """Whose the run is; ``SEEN`` or ``UNSEEN`` to wait, but never if it is the ``last_word``."""
     verdict = _decide(owners, count, when)
-    if verdict.process is None or not owners.losses.hit(count):
+    if (verdict.process is None and not verdict.parts) or not owners.losses.hit(count):
         return verdict
+    if verdict.process is None:
+        return verdict._replace(parts=())
     assert count.key is not None
     told = (claim for rung in ladder(count.key) for claim in owners.claims(rung))
     if any(claim.users == {verdict.process} and claim.surely_covers(count, 0) for claim in told):
         return verdict
     return Verdict(None, None, Reason.AMBIGUOUS, frozenset((verdict.process,)))
+
+
+def shares(count: FlowCount, verdict: Verdict) -> Iterator[tuple[FlowCount, Verdict]]:
+    """A packet by who wrote its bytes; it is counted, headers included, with the first of them."""
+    packets, header_bytes = count.packets, count.wire_bytes - count.payload_bytes
+    for process, payload_bytes in verdict.parts:
+        yield (
+            count._replace(
+                packets=packets,
+                wire_bytes=header_bytes + payload_bytes,
+                payload_bytes=payload_bytes,
+            ),
+            Verdict(process, Evidence.KERNEL_EVENT, None, NOBODY, verdict.socket),
+        )
+        packets = header_bytes = 0
 
 
 def _decide(owners: OwnerTable, count: FlowCount, when: When) -> Verdict:
@@ -203,7 +222,9 @@ def _of_connection(owners: OwnerTable, count: FlowCount, when: When) -> Verdict:
                 return SEEN
             if any(claim.evidence is Evidence.KERNEL_EVENT for claim in current):
                 return _best(current) if looked or last_word else SEEN
-        return _best(current if len(current) == 1 else _surest(sure, current, count))
+        surest = current if len(current) == 1 else _surest(sure, current, count)
+        verdict, parts = _best(surest), _parts(surest, count)
+        return verdict._replace(parts=parts) if parts else verdict
     if not last_word:
         return SEEN if current else UNSEEN
     if current:
@@ -213,6 +234,14 @@ def _of_connection(owners: OwnerTable, count: FlowCount, when: When) -> Verdict:
     if any(claim.may_cover(count, grace_ns(TCP)) and not claim.injects for claim in claims):
         return _late(owners, count, (count.key,), generation)
     return _listener(owners, count)
+
+
+def _parts(claims: list[Claim], count: FlowCount) -> Parts:
+    """If the run is the one packet that a claim knows the parts of, or an acknowledgement."""
+    known = claims[0].parts if len(claims) == 1 else ()
+    if known and not count.payload_bytes:
+        return ((known[0][0], 0),)
+    return known if sum(part for _, part in known) == count.payload_bytes else ()
 
 
 def _is_about(claim: Claim, count: FlowCount) -> bool:

@@ -61,6 +61,10 @@ class Unknown(NamedTuple):
     most_payload_bytes: int
 
 
+def has_tracepoint(name: str) -> bool:
+    return BTF.exists() and f"btf_trace_{name}".encode() in BTF.read_bytes()
+
+
 MAY_BE_UNKNOWN = {
     # All that the listener got. Only looks tell of it: slow ones (an emulated machine's) may come
     # after 5 s.
@@ -71,14 +75,21 @@ MAY_BE_UNKNOWN = {
     # No hook tells of it (bpf/README.md); how much it is, is the kernel's.
     "sctp": Unknown("NO_SOCKET", EVERYTHING),
     "cable_sctp": Unknown("NO_SOCKET", EVERYTHING),
-    # One packet has bytes of both, at the end that sends, and may be sent twice. Kprobes see no
-    # packet: all that is sent.
-    "writers_in_turn": Unknown(
-        "AMBIGUOUS", 2 * LARGEST_SEGMENT_BYTES if FAMILY == "core" else 1_700_004
+    # Where it is not told under the socket's lock who writes (before 6.16, 8127837aae8f).
+    **(
+        {}
+        if FAMILY == "core" and has_tracepoint("tcp_sendmsg_locked")
+        else {
+            # One packet has bytes of both, at the end that sends, and may be sent twice. Kprobes
+            # see no packet: all that is sent.
+            "writers_in_turn": Unknown(
+                "AMBIGUOUS", 2 * LARGEST_SEGMENT_BYTES if FAMILY == "core" else 1_700_004
+            ),
+            # All that is sent from the third turn until the queue of both is empty, which may be
+            # the end; who receives it is known.
+            "writers_by_turns": Unknown("AMBIGUOUS", 2 * 31 * 20_011),
+        }
     ),
-    # All that is sent from the third turn until the queue of both is empty, which may be the end;
-    # who receives it is known.
-    "writers_by_turns": Unknown("AMBIGUOUS", 2 * 31 * 20_011),
     # bpf/README.md, "Known gaps": without fentry, several sockets on one endpoint. All that is
     # received; who sends it is known.
     **(
@@ -91,7 +102,7 @@ MAY_BE_UNKNOWN = {
     # The same: before 6.3, or without BTF, raw sockets that only receive. What is sent is known.
     **(
         {}
-        if BTF.exists() and b"btf_trace_sock_recv_length" in BTF.read_bytes()
+        if has_tracepoint("sock_recv_length")
         else {
             "raw_253": Unknown("NO_SOCKET", 277),
             "cable_raw_253": Unknown("NO_SOCKET", 283),
@@ -101,6 +112,9 @@ MAY_BE_UNKNOWN = {
 ON_WIRE_MAY_BE_AMBIGUOUS = {
     # What the kernel says for a listener until it is told of the accept, on a busy machine.
     "tuple_reused",
+    # An acknowledgement that comes in, by another processor, while a writer is being told.
+    "writers_by_turns",
+    "writers_in_turn",
 }
 NOTHING_SHOWS = {
     # README, "Limits": who is gone when it is looked at may have moved it, or queued it.

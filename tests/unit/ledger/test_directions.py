@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from procnet.model import TCP, EventKind, ProcessId, Reason
-from tests.unit.ledger.world import ALICE, BOB, CAROL, World, connected, flow
+from procnet.model import TCP, EventKind, Evidence, ProcessId, Reason, Traffic
+from tests.unit.ledger.world import ALICE, BOB, CAROL, MS, T0, World, connected, flow
 
 CLIENT = flow(TCP, 50021, 80)
 CONNECT, ACCEPT, SEND, RECEIVE, CLOSE, INJECT = EventKind
@@ -133,3 +133,82 @@ def test_what_a_process_left_in_the_queue_is_its_own_after_it_has_ended(
     world.settle(91, final=True)
     of_bob = {BOB: (4, 202), Reason.AMBIGUOUS: (1, 101)} if is_told_of_others else {BOB: (1, 101)}
     assert world.verdicts() == {ALICE: (7, 101), **of_bob}
+
+
+def by_turns(*parts: tuple[int, int], until_ms: float = 60) -> World:
+    """Of a connection: a packet of one process, some that it shares with another, one of that."""
+    world = World()
+    world.event(0, ALICE, CONNECT, CLIENT)
+    world.event(10, ALICE, SEND, CLIENT)
+    world.packets(11, CLIENT)
+    for number, part in enumerate(parts):
+        world.event(20 + number, BOB, SEND, CLIENT, ways="sends", shared=True, part=part)
+        world.packets(20.5 + number, CLIENT)
+    world.event(until_ms, BOB, SEND, CLIENT, ways="sends")
+    world.packets(until_ms + 1, CLIENT)
+    return world
+
+
+def test_a_packet_with_bytes_of_two_is_divided() -> None:
+    world = by_turns((43, 101))
+    world.settle(99, final=True)
+    # It counts, with its headers, for who wrote the first byte.
+    assert world.verdicts() == {ALICE: (2, 101 + 58), BOB: (1, 43 + 101)}
+    rows = {key.process: row for key, row in world.ledger.account().rows}
+    assert rows[ALICE].sent == Traffic(2, 101 + 58 + 2 * 28, 101 + 58)
+    assert rows[BOB].sent == Traffic(1, 43 + 101 + 28, 43 + 101)
+    assert {row.evidence for row in rows.values()} == {Evidence.KERNEL_EVENT}
+
+
+def test_what_has_no_bytes_is_of_who_wrote_the_first_one() -> None:
+    world = by_turns((43, 101))
+    world.packets(20.75, CLIENT, payload=0, sent=False)
+    world.settle(99, final=True)
+    assert world.verdicts() == {ALICE: (3, 101 + 58), BOB: (1, 43 + 101)}
+
+
+def test_each_packet_with_bytes_of_two_is_divided_for_itself() -> None:
+    world = by_turns((43, 101), (47, 101), (100, 101))
+    world.settle(99, final=True)
+    of_bob = 43 + 47 + 100
+    assert world.verdicts() == {ALICE: (4, 101 + 303 - of_bob), BOB: (1, of_bob + 101)}
+
+
+@pytest.mark.parametrize("part", [(43, 103), (43, 97), (0, 0)])
+def test_of_a_run_that_is_not_that_packet_nobody_knows_whose_it_is(part: tuple[int, int]) -> None:
+    world = by_turns(part)
+    world.settle(99, final=True)
+    assert world.verdicts() == {ALICE: (1, 101), BOB: (1, 101), Reason.AMBIGUOUS: (1, 101)}
+    (row,) = (row for key, row in world.ledger.account().rows if key.reason)
+    assert row.candidates == {ALICE, BOB}
+
+
+def test_a_packet_is_not_divided_where_events_were_lost() -> None:
+    world = by_turns((43, 101))
+    world.ledger.owners.losses.add(T0, T0 + 99 * MS)
+    world.settle(99, final=True)
+    assert world.verdicts()[Reason.AMBIGUOUS][0] >= 1
+    assert sum(size for _, size in world.verdicts().values()) == 303
+
+
+def test_a_packet_is_not_divided_among_three() -> None:
+    world = World()
+    world.event(0, ALICE, CONNECT, CLIENT)
+    world.event(1, ALICE, SEND, CLIENT)
+    for process in (BOB, CAROL):
+        world.event(2, process, SEND, CLIENT, ways="sends", shared=True)
+    world.packets(3, CLIENT)
+    world.event(4, CAROL, SEND, CLIENT, ways="sends", shared=True, part=(43, 101))
+    world.packets(5, CLIENT)
+    world.settle(9, final=True)
+    assert world.verdicts() == {Reason.AMBIGUOUS: (2, 202)}
+
+
+def test_whom_only_a_look_showed_is_not_known_to_have_written_the_rest() -> None:
+    world = World()
+    world.look(0, (connected(CLIENT), {ALICE, BOB}))
+    world.look(10, (connected(CLIENT), {ALICE}))
+    world.event(20, BOB, SEND, CLIENT, ways="sends", shared=True, part=(43, 101))
+    world.packets(21, CLIENT)
+    world.settle(29, final=True)
+    assert world.verdicts() == {Reason.AMBIGUOUS: (1, 101)}

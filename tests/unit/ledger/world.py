@@ -83,6 +83,7 @@ class World:
         kernel: bool = False,
         ways: str = "both",
         shared: bool = False,
+        part: tuple[int, int] = (0, 0),
     ) -> None:
         key = flow() if key is None else key
         self.ledger.observe(
@@ -105,6 +106,8 @@ class World:
                     sends=ways != "receives",
                     receives=ways != "sends",
                     shared=shared,
+                    part_bytes=part[0],
+                    packet_bytes=part[1],
                 )
             ]
         )
