@@ -18,8 +18,18 @@ from typing import Any
 
 TOP = Path(__file__).resolve().parents[1]
 RESULTS, PICTURE = TOP / "benchmarks" / "results" / "engines.json", TOP / "docs" / "engines.png"
-COLORS = {"kernel": "#1b7837", "python": "#5aae61", "nethogs": "#d6604d", "tcpdump": "#878787"}
-NAMES = {"kernel": "procnet, kernel engine", "python": "procnet, Python engine"}
+COLORS = {
+    "kernel": "#1b7837",
+    "socket": "#762a83",
+    "python": "#5aae61",
+    "nethogs": "#d6604d",
+    "tcpdump": "#878787",
+}
+NAMES = {
+    "kernel": "procnet, kernel engine",
+    "socket": "procnet, at the sockets",
+    "python": "procnet, Python engine",
+}
 
 
 def main() -> None:
