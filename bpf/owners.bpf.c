@@ -689,6 +689,8 @@ int on_tcp_connect(struct bpf_sock_ops *ctx)
 		connection->sender = current_user();
 		connection->written = tcp->write_seq + 1; /* the SYN has a number too */
 		connection->is_opened = true;
+		/* What the socket's last connection had in its queue is gone. */
+		connection->is_waiting = connection->is_shared = false;
 	}
 	return 1;
 }

@@ -52,6 +52,11 @@ def _mmsg(call: object, sock: socket.socket, names: list[bytes], *more: object) 
     return int(call(sock.fileno(), messages, len(names), 0, *more))  # type: ignore[operator]
 
 
+def disconnect(sock: socket.socket) -> None:
+    """connect() with AF_UNSPEC: what is in the queue is thrown away."""
+    assert not _LIBC.connect(sock.fileno(), struct.pack("H14x", socket.AF_UNSPEC), 16)
+
+
 # -- io_uring ---------------------------------------------------------------------------------
 
 _SETUP, _ENTER = 425, 426

@@ -36,6 +36,7 @@ from tests.privileged.owners.actors import (
     who_told,
 )
 from tests.privileged.owners.gaps import Instead
+from tests.privileged.owners.syscalls import disconnect
 
 WORKERS = 5
 SO_SNDBUFFORCE = 32  # include/uapi/asm-generic/socket.h
@@ -330,6 +331,25 @@ def test_a_sender_is_told_when_its_first_byte_leaves(witness: Witness) -> None:
     (event,) = witness.of(client)[len(events) :]
     assert (who_told(event), ways(event)) == (last, (True, True, False))
     close(client, accepted)
+
+
+def test_a_connection_has_nobody_of_the_queue_of_the_last_one_by_its_socket(
+    witness: Witness,
+) -> None:
+    client, accepted, _ = full_connection()
+    _, sender = run(lambda: client.send(bytes(101)))
+    disconnect(client)
+    before = witness.of(client)
+    assert {who_told(event) for event in before} <= {who(), sender}
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        client.connect(listener.getsockname())
+        other, _ = listener.accept()
+    client.sendall(bytes(103))
+    take(other, 103)
+    (event,) = witness.of(client)[len(before) :]
+    assert (event.kind, who_told(event)) == (CONNECT, who())
+    assert tuple_told(event) == tuple_of(client)
+    close(client, accepted, other)
 
 
 def test_three_senders_in_one_queue_share_it(witness: Witness) -> None:
