@@ -558,6 +558,12 @@ static __always_inline bool is_elsewhere(__u32 netns)
 	return procnet_only_netns && netns != procnet_only_netns;
 }
 
+/* Then it has no storage, no place in a table and no event. */
+static __always_inline bool is_of_others(struct sock *sk)
+{
+	return procnet_only_netns && is_elsewhere(sk->__sk_common.skc_net.net->ns.inum);
+}
+
 static __always_inline void fill_event(struct procnet_owner_event *event, const struct seen *seen,
 				       __u32 what)
 {
@@ -681,7 +687,9 @@ int on_tcp_connect(struct bpf_sock_ops *ctx)
 	if (!bpf_sk)
 		return 1;
 	tcp = bpf_skc_to_tcp_sock(bpf_sk);
-	if (!tcp || !see(&seen, (struct sock *)tcp, true) || !seen.tuple.remote_port)
+	if (!tcp || is_of_others((struct sock *)tcp))
+		return 1;
+	if (!see(&seen, (struct sock *)tcp, true) || !seen.tuple.remote_port)
 		return 1;
 	connection = create_connection(tcp);
 	begin_counters_anew(tcp);
@@ -697,7 +705,8 @@ int on_tcp_connect(struct bpf_sock_ops *ctx)
 
 static __always_inline bool see_connection(struct seen *seen, struct sock *sk)
 {
-	return see(seen, sk, true) && seen->protocol == IPPROTO_TCP && seen->tuple.remote_port;
+	return !is_of_others(sk) && see(seen, sk, true) && seen->protocol == IPPROTO_TCP &&
+	       seen->tuple.remote_port;
 }
 
 /* A worker of the kernel's (TLS, for one) acts for the socket's user. */
@@ -1005,7 +1014,7 @@ static __always_inline void accept_tcp(struct sock *sk)
 {
 	struct seen seen;
 
-	if (!see(&seen, sk, true) || seen.protocol != IPPROTO_TCP || !seen.tuple.remote_port)
+	if (!see_connection(&seen, sk))
 		return;
 	make_connection(sk);
 	if (submit(&seen, PROCNET_ACCEPT))
@@ -1058,7 +1067,7 @@ int on_create(struct bpf_sock *ctx)
 	if (ctx->type != SOCK_DGRAM && ctx->type != SOCK_RAW)
 		return 1;
 	/* The context is the kernel's own struct sock. */
-	if (!see(&seen, (struct sock *)ctx, false))
+	if (!see(&seen, (struct sock *)ctx, false) || is_elsewhere(seen.netns))
 		return 1;
 	socket = bpf_sk_storage_get(&sockets, ctx, NULL, BPF_SK_STORAGE_GET_F_CREATE);
 	if (socket) {
@@ -1526,6 +1535,8 @@ static __always_inline int take(struct sock *sk, int result, int flags, bool wit
 		return 0;
 	if (!with_udp && sk->sk_type == SOCK_DGRAM && protocol == IPPROTO_UDP)
 		return 0;
+	if (is_of_others(sk))
+		return 0;
 	user = current_user();
 	socket = bpf_sk_storage_get(&sockets, sk, NULL, BPF_SK_STORAGE_GET_F_CREATE);
 	if (!socket)
@@ -1593,7 +1604,7 @@ int BPF_PROG(on_skb_consume_udp, struct sock *sk, struct sk_buff *skb, int lengt
 
 	if (length < 0 || (!length && BPF_CORE_READ(skb, users.refs.counter) > 1))
 		return 0;
-	if (!see(&seen, sk, true))
+	if (is_of_others(sk) || !see(&seen, sk, true))
 		return 0;
 	bpf_probe_read_kernel(&version, 1, network);
 	if (version >> 4 == 4) {

@@ -141,27 +141,18 @@ static __noinline struct procnet_counters *begin_connection(struct __sk_buff *sk
 	return to;
 }
 
-static __always_inline __u32 netns_of(struct bpf_sock *sk)
-{
-	struct sock *tcp = (struct sock *)bpf_skc_to_tcp_sock(sk);
-
-	/* One that is not known may be meant. */
-	return tcp ? BPF_CORE_READ(tcp, __sk_common.skc_net.net, ns.inum) : procnet_only_netns;
-}
-
 /* Of several that are quick, one decides which remote end has its figures on the socket itself. */
 static __noinline struct procnet_counters *begin_datagrams(struct __sk_buff *skb,
 							   struct bpf_sock *sk,
-							   const struct procnet_tuple *tuple)
+							   const struct procnet_tuple *tuple,
+							   __u32 netns)
 {
-	struct procnet_socket *socket = bpf_sk_storage_get(&sockets, sk, NULL, 0);
 	struct procnet_counters first = {};
 
-	/* One of the kernel's own: left to the tap. */
-	if (!socket || !tuple)
+	if (!sk || !tuple)
 		return NULL;
 	first.is.tuple = *tuple;
-	first.is.netns = socket->netns;
+	first.is.netns = netns;
 	first.is.since_ns = bpf_ktime_get_boot_ns();
 	first.is.socket = bpf_get_socket_cookie(skb);
 	if (is_mapped(tuple->local_address) && is_mapped(tuple->remote_address) &&
@@ -361,16 +352,19 @@ static __noinline void count_segment(struct __sk_buff *skb, struct bpf_sock *sk,
 	struct procnet_counters *to = bpf_sk_storage_get(&counters, sk, NULL, 0);
 	struct procnet_sum sum;
 
+	if (!to && procnet_only_netns) {
+		struct tcp_sock *tcp = bpf_skc_to_tcp_sock(sk);
+
+		if (tcp && is_of_others((struct sock *)tcp))
+			return;
+	}
 	measure(&sum, skb, header_bytes(skb));
 	if (!to || !to->is.socket)
 		to = begin_connection(skb, sk);
 	if (!to) {
-		if (!is_elsewhere(netns_of(sk)))
-			add_untold(sent, &sum);
+		add_untold(sent, &sum);
 		return;
 	}
-	if (is_elsewhere(to->is.netns))
-		return;
 	/* A handshake, perhaps with data, has no other socket yet. */
 	if (sk->state == LISTEN) {
 		count_handshake(skb, sk, to, sent, &sum);
@@ -437,10 +431,17 @@ static __noinline void count_packet(struct __sk_buff *skb, struct bpf_sock *sk, 
 	const struct handshake none = {};
 	struct procnet_tuple tuple = {};
 	struct procnet_sum sum;
+	__u32 netns = 0;
 	bool is_read;
 
-	if (to && is_elsewhere(to->is.netns))
-		return;
+	if (!to) {
+		struct procnet_socket *socket = bpf_sk_storage_get(&sockets, sk, NULL, 0);
+
+		/* One of the kernel's own is left to the tap, and others may not be meant. */
+		if (!socket)
+			return;
+		netns = socket->netns;
+	}
 	if (to && sk->type == SOCK_DGRAM && is_plain(skb, &to->is, sent)) {
 		measure(&sum, skb, sizeof(struct ip4_header) + UDP_HEADER_BYTES);
 		add_packet(to, sent, &sum, false);
@@ -454,8 +455,8 @@ static __noinline void count_packet(struct __sk_buff *skb, struct bpf_sock *sk, 
 		return;
 	measure(&sum, skb, header_bytes(skb));
 	if (!to) {
-		to = begin_datagrams(skb, sk, &tuple);
-		if (!to || is_elsewhere(to->is.netns))
+		to = begin_datagrams(skb, sk, &tuple, netns);
+		if (!to)
 			return;
 	}
 	if (is_same(&to->is.tuple, &tuple))

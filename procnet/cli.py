@@ -145,7 +145,8 @@ def _add_sources(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument(
         "--containers", choices=ladder.CONTAINERS_CHOICES, default="auto",
-        help="name processes in other network namespaces; auto: where this one forwards packets",
+        help="name processes in other network namespaces; auto: where this one forwards packets,"
+        " or sockets are counted",
     )  # fmt: skip
     parser.add_argument(
         "--compare-sockets", action="store_true",
@@ -214,15 +215,16 @@ def _report(arguments: argparse.Namespace) -> int:
         raise procnet.UsageError("--local goes with --read: live addresses are known")
     stop = _stop_at_signal()
     with _monitor(arguments) as monitor:
-        _say_where(monitor)
+        _say_where(monitor, arguments.containers)
         stop.wait(arguments.duration)
     _print_report(monitor.report(), arguments.format)
     return 0
 
 
-def _say_where(monitor: procnet.Monitor) -> None:
-    where = ", ".join(monitor.interfaces) or "every socket of every network namespace"
-    _tell(f"capturing on {where}")
+def _say_where(monitor: procnet.Monitor, containers: str) -> None:
+    namespaces = "this" if containers == "off" else "every"
+    sockets = f"every socket of {namespaces} network namespace"
+    _tell(f"capturing on {', '.join(monitor.interfaces) or sockets}")
 
 
 def _report_of_file(arguments: argparse.Namespace) -> int:
@@ -257,7 +259,7 @@ def _top(arguments: argparse.Namespace) -> int:
     frames = arguments.frames or (0 if terminal else FRAMES_WITHOUT_TERMINAL)
     shown = 0
     with _monitor(arguments, arguments.interval) as monitor:
-        _say_where(monitor)
+        _say_where(monitor, arguments.containers)
         for report in monitor:
             size = shutil.get_terminal_size((100, 40))
             rows = max(size.lines - 12, 5) if terminal else 30

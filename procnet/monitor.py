@@ -52,8 +52,9 @@ class Monitor:
     ``interfaces``: names, or None for every interface that is up and carries this host's own
     addresses, and ``lo``. ``interval_s``: length of the reports that iterating gives, in seconds.
     ``kernel`` (auto, core, kprobe, off) and ``counting`` (auto, kernel, socket, python) force a
-    rung of the ladder. ``containers`` (auto, on, off): name processes of other network namespaces;
-    auto: where this one forwards packets. ``max_flows``: rows held at most; totals stay exact.
+    rung of the ladder. ``containers`` (auto, on, off): name processes of other network namespaces,
+    and count their sockets where sockets are counted; auto: there, and where this one forwards
+    packets. ``max_flows``: rows held at most; totals stay exact.
     ``compare_sockets``: sockets are counted beside the capture, and reports tell what only the
     capture saw (``Report.only_on_wire``); not with ``counting="socket"``, which has none.
 
@@ -154,7 +155,8 @@ class Monitor:
 
     def _call_witnesses(self, features: Features, netns: int) -> Witnesses:
         # Hooks see every namespace; packets are captured in this one.
-        only = None if may_be_elsewhere(self._containers) else netns
+        at_sockets = features.counting == "socket"
+        only = None if may_be_elsewhere(self._containers, at_sockets=at_sockets) else netns
         features, events = open_hooks(
             features, kernel=self._kernel, netns=only, compare_sockets=self._compare_sockets
         )
@@ -167,7 +169,7 @@ class Monitor:
                 only,
                 self._ledger,
                 use_diag=features.owners != "proc",
-                on_wire=features.counting != "socket",
+                on_wire=not at_sockets,
             )
             held.pop_all()
         return witnesses

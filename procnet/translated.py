@@ -27,12 +27,17 @@ _FORWARDING = (
 _log = logging.getLogger("procnet")
 
 
-def may_be_elsewhere(containers: str, sysctl: Path = Path("/proc/sys/net")) -> bool:
+def may_be_elsewhere(
+    containers: str, sysctl: Path = Path("/proc/sys/net"), *, at_sockets: bool = False
+) -> bool:
     """May sockets of other network namespaces be meant, for that choice of the user's?
 
-    ``auto``: if this namespace forwards packets, as one with containers behind it must.
+    ``auto``: if it is sockets that are counted; else, if this namespace forwards packets, as one
+    with containers behind it must.
     """
-    return forwards(sysctl) if containers == "auto" else containers == "on"
+    if containers == "auto":
+        return at_sockets or forwards(sysctl)
+    return containers == "on"
 
 
 def forwards(sysctl: Path = Path("/proc/sys/net")) -> bool:

@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterable
 
 from procnet import ladder
-from procnet.bpf.core import COUNTING_AT_SOCKETS, CoreOwners
+from procnet.bpf.core import COUNTING_AT_SOCKETS, COUNTING_AT_SOCKETS_HERE, CoreOwners
 from procnet.bpf.events import boot_to_wall_ns
 from procnet.bpf.kprobe import KprobeOwners
 from procnet.bpf.socket_counts import SocketCounts
@@ -43,20 +43,18 @@ def open_hooks(
     """Attaches what ``features`` has in use, or the next best if that cannot be had after all.
 
     The ladder as it turned out, and the hooks: None where only looking remains. ``netns``: the
-    inode of the only network namespace to tell of, but where only hooks count. ``compare_sockets``:
-    they count beside a capture. Raises ``UnsupportedError``, ``LoadError`` or ``AccessError`` if
+    inode of the only network namespace to tell of, and to count in. ``compare_sockets``: hooks
+    count beside a capture. Raises ``UnsupportedError``, ``LoadError`` or ``AccessError`` if
     what they shall count cannot be counted otherwise, or ``kernel`` is not ``auto`` and the rung
     that it forces cannot be had.
     """
-    if compare_sockets:
+    if compare_sockets or features.counting == "socket":
         owners = CoreOwners.open(netns=netns, counting=True)
-        for rung in (COUNTING_AT_SOCKETS, ladder.COMPARING, owners.feature()):
+        at_sockets = COUNTING_AT_SOCKETS if netns is None else COUNTING_AT_SOCKETS_HERE
+        comparing = (ladder.COMPARING,) if compare_sockets else ()
+        for rung in (at_sockets, *comparing, owners.feature()):
             features = ladder.replaced(features, rung)
         return features, owners
-    if features.counting == "socket":
-        owners = CoreOwners.open(counting=True)
-        features = ladder.replaced(features, COUNTING_AT_SOCKETS)
-        return ladder.replaced(features, owners.feature()), owners
     while features.owners in HOOKS:
         try:
             events = HOOKS[features.owners].open(netns=netns)
@@ -75,8 +73,8 @@ class Witnesses:
     """Feeds a ledger with what is known of owners. Used by one thread, but ``process`` by any.
 
     ``events`` tell owners as it happens, and are closed with this; None where they are only looked
-    at, by sock_diag or, without ``use_diag``, by /proc alone. ``netns``: where the packets are
-    captured, or None if owners in any namespace may be meant. ``on_wire``: is it packets that are
+    at, by sock_diag or, without ``use_diag``, by /proc alone. ``netns``: where it is
+    counted, or None if owners in any namespace may be meant. ``on_wire``: is it packets that are
     counted?
     """
 

@@ -50,6 +50,11 @@ COUNTING_AT_SOCKETS = features.yes(
     "the hooks could be attached: every socket of every network namespace, without capturing",
 )
 """What there is to say of it where it works."""
+COUNTING_AT_SOCKETS_HERE = features.yes(
+    COUNTING_AT_SOCKETS.name,
+    "the hooks could be attached: every socket of this network namespace, without capturing",
+)
+"""The same if that is all that was asked for."""
 
 _log = logging.getLogger("procnet")
 
@@ -252,7 +257,7 @@ class CoreOwners(Telling):
         """Load and attach; a tenth of a second. Sockets that are open already are noted.
 
         ``ring_bytes``: another size than 4 MiB, a power of two of at least a page. ``netns``: the
-        inode of the only network namespace to tell of; what happens elsewhere fills no ring.
+        inode of the only network namespace to tell of; sockets of others take no room anywhere.
         ``counting``: what every socket moves is counted too, with room for ``remotes`` remote ends,
         65,536 if it is None, between two readings. Raises UnsupportedError, AccessError or
         LoadError: what is missing and what to do.

@@ -67,7 +67,7 @@ def _read_clocks() -> Clocks:
 
 
 class SocketCounts:
-    """Counts at every socket of every network namespace; drained as a ``Tap`` is.
+    """Counts at every socket that the hooks tell of; drained as a ``Tap`` is.
 
     One thread at a time waits and drains; any may call ``wake()`` and ``close()``.
     """

@@ -13,7 +13,6 @@ from typing import Any
 import pytest
 
 import procnet
-from procnet.bpf.core import CoreOwners
 from tests.privileged.lab import DEVICE, TOP, Lab, Namespace, wait_until
 from tests.privileged.reporting import FIGURES, SIDES, Reporter, process_payload
 from tests.privileged.test_denied import exchange
@@ -201,33 +200,6 @@ def test_a_container_s_socket_is_a_socket(lab: Lab) -> None:
             if not not_compared:
                 break
         assert not_compared == {}
-
-
-def sockets_counted_in() -> tuple[set[int], int, int]:
-    """The namespaces of what was counted, while others were busy too; sent packets; ours."""
-    here = os.stat("/proc/self/ns/net").st_ino
-    owners = CoreOwners.open(netns=here, counting=True)
-    try:
-        assert owners.counts is not None
-        exchange(23)
-        code = (
-            "import socket; from tests.privileged.test_denied import exchange; exchange(29)\n"
-            "with socket.create_server(('127.0.0.1', 0)) as server:\n"
-            "    socket.create_connection(server.getsockname()).sendall(bytes(101))"
-        )
-        up = 'ip link set lo up && exec "$@"'
-        argv = ["unshare", "--net", "sh", "-c", up, "sh", sys.executable, "-c", code]
-        subprocess.run(argv, cwd=TOP, check=True, timeout=60)
-        counts = [count for count in owners.counts.drain(surely=True) if count.key is not None]
-    finally:
-        owners.close()
-    packets = sum(count.packets for count in counts if count.sent)
-    return {count.key.netns for count in counts}, packets, here
-
-
-def test_sockets_of_other_namespaces_take_no_room(loopback: Namespace) -> None:
-    """Or a flood there would leave none to tell of those that are compared."""
-    assert loopback.call(sockets_counted_in) == ({loopback.inode}, 23, loopback.inode)
 
 
 # -- in a program --------------------------------------------------------------------------------

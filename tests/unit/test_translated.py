@@ -37,6 +37,13 @@ def test_by_itself_where_this_namespace_forwards(
     assert may_be_elsewhere("off", root) is False
 
 
+def test_by_itself_where_sockets_are_counted(tmp_path: Path) -> None:
+    root = sysctl(tmp_path, "0", "0")
+    assert may_be_elsewhere("auto", root, at_sockets=True)
+    assert may_be_elsewhere("on", root, at_sockets=True)
+    assert not may_be_elsewhere("off", root, at_sockets=True)
+
+
 @pytest.mark.parametrize(
     "name", ["ipv4/conf/docker0/forwarding", "ipv6/conf/docker0/force_forwarding"]
 )

@@ -80,6 +80,28 @@ def test_hooks_that_count_beside_a_capture_are_taken_or_it_is_an_error(
     assert asked == [(NETNS, True)]
 
 
+@pytest.mark.parametrize(
+    ("netns", "where"), [(None, "every network namespace"), (NETNS, "this network namespace")]
+)
+def test_it_is_said_where_sockets_are_counted(
+    monkeypatch: pytest.MonkeyPatch, netns: int | None, where: str
+) -> None:
+    asked: list[tuple[int | None, bool]] = []
+
+    def opens(*, netns: int | None, counting: bool) -> Core:
+        asked.append((netns, counting))
+        return Core()
+
+    monkeypatch.setattr(CoreOwners, "open", opens)
+    monkeypatch.setattr(CoreOwners, "feature", lambda _: yes("core owners", "13 hooks"))
+    at_sockets = unknown("socket counting", "worth a try")
+    wanted = Features("socket", "core", (at_sockets, *PROMISES.values()))
+    features, _ = open_hooks(wanted, kernel="auto", netns=netns)
+    assert asked == [(netns, True)]
+    assert f"every socket of {where}," in features.rungs[0].reason
+    assert features.rungs[1].reason == "13 hooks"
+
+
 def test_where_nothing_tells_there_are_no_hooks() -> None:
     looking = Features("python", "sock_diag", ())
     assert open_hooks(looking, kernel="auto", netns=NETNS) == (looking, None)
