@@ -64,9 +64,9 @@ def embed(kernel: str, counting: str) -> None:
     """A line of JSON each second: the sums of all reports so far."""
     import procnet
 
-    at_sockets = counting == "socket"
-    here = os.stat("/proc/self/ns/net").st_ino
-    monitor = procnet.Monitor(None if at_sockets else ["lo"], kernel=kernel, counting=counting)
+    # Sockets have no interface, and what the neighbours' move is no concern of ours.
+    interfaces = None if counting == "socket" else ["lo"]
+    monitor = procnet.Monitor(interfaces, kernel=kernel, counting=counting, containers="off")
     threading.Thread(target=lambda: (sys.stdin.read(), monitor.stop()), daemon=True).start()
     moved: Counter[str] = Counter()
     with monitor:
@@ -74,10 +74,6 @@ def embed(kernel: str, counting: str) -> None:
         for report in monitor:
             rows = [(row.process.name, row) for row in report.processes]
             rows += [(reason.value, both) for reason, both in report.reasons.items()]
-            if at_sockets:  # of every namespace
-                flows = [row for row in report.flows if row.netns == here]
-                rows = [(row.process or row.reason, row) for row in flows]
-                rows = [(getattr(who, "value", None) or who.name, row) for who, row in rows]
             for name, row in rows:
                 moved[f"{name} sent"] += row.sent.payload_bytes
                 moved[f"{name} received"] += row.received.payload_bytes

@@ -14,10 +14,12 @@ from tests.privileged.namespace import TOP
 pytestmark = pytest.mark.privileged
 
 
-def test_a_mixed_load_is_exact_whenever_it_pauses(tmp_path: Path) -> None:
+@pytest.mark.parametrize("counting", ["auto", "socket"])
+def test_a_mixed_load_is_exact_whenever_it_pauses(tmp_path: Path, counting: str) -> None:
     saved = tmp_path / "soak.json"
     enough = ["--minutes", "0.15", "--connections", "101"]
-    argv = [sys.executable, "-m", "benchmarks.soak", *enough, "--save", str(saved)]
+    argv = [sys.executable, "-m", "benchmarks.soak", *enough, "--counting", counting]
+    argv += ["--save", str(saved)]
     done = subprocess.run(argv, cwd=TOP, capture_output=True, text=True, timeout=300)
     assert (done.returncode, done.stderr) == (0, "")
     told = json.loads(saved.read_text())
