@@ -625,8 +625,6 @@ static __always_inline bool submit_kept(const struct procnet_owner_event *kept, 
 {
 	struct procnet_owner_event *event;
 
-	if (is_elsewhere(kept->netns))
-		return true;
 	event = reserve_event();
 	if (!event)
 		return false;
