@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable
 from procnet.model import ProcessId
 from procnet.sockets.pids import (
     Stat,
-    list_pids,
+    list_processes,
     process_directory,
     raise_if_ours,
     stat_at,
@@ -54,7 +54,8 @@ class HolderMap:
         self._max_age_s = max_age_s
         self._clock = clock
         self._walked_at: float | None = None
-        self._walked_pids: frozenset[str] = frozenset()
+        # With their inodes: a number may be another process's since.
+        self._walked: frozenset[tuple[str, int]] = frozenset()
         self._holders: dict[int, frozenset[ProcessId]] = {}
         # Sockets of the kernel, or on their way between processes: looked for, found nowhere.
         self._ownerless: set[int] = set()
@@ -125,7 +126,8 @@ class HolderMap:
 
     def _known(self, wanted: set[int]) -> dict[int, frozenset[ProcessId]] | None:
         """The answer from the last walk, or None where it does not tell."""
-        newcomers = self._read(frozenset(list_pids(self._root)) - self._walked_pids)[0]
+        new = list_processes(self._root) - self._walked
+        newcomers = self._read(pid for pid, _ in new)[0]
         found = {inode: self._holders[inode] for inode in wanted & self._holders.keys()}
         for inode in wanted & newcomers.keys():
             found[inode] = found.get(inode, _NOBODY) | newcomers[inode]
@@ -147,11 +149,12 @@ class HolderMap:
         if started - self._ownerless_since >= self._max_age_s:
             self._ownerless.clear()
             self._ownerless_since = started
-        self._walked_pids = frozenset(list_pids(self._root))
+        self._walked = list_processes(self._root)
+        pids = {pid for pid, _ in self._walked}
         for known in (self._children_faults, self._zombies, self._parents):
-            for process in [each for each in known if str(each.pid) not in self._walked_pids]:
+            for process in [each for each in known if str(each.pid) not in pids]:
                 del known[process]
-        self._holders, self.denied_pids = self._read(self._walked_pids)
+        self._holders, self.denied_pids = self._read(pids)
         self._walked_at = started
 
     def _read(self, pids: Iterable[str]) -> tuple[dict[int, frozenset[ProcessId]], frozenset[str]]:

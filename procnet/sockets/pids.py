@@ -96,7 +96,21 @@ def stat_at(directory: int) -> Stat:
 
 def list_pids(root: str) -> list[str]:
     """The names of the process directories below ``root``. Raises OSError."""
-    return [name for name in os.listdir(root) if name.isascii() and name.isdigit()]
+    return [name for name in os.listdir(root) if _is_pid(name)]
+
+
+def list_processes(root: str) -> frozenset[tuple[str, int]]:
+    """Name and inode of each process directory below ``root``. Raises OSError.
+
+    The next process of that number has another inode: an exit drops what was kept of the directory
+    (``proc_flush_pid``, before 5.7 ``proc_flush_task``), and a new one is numbered anew.
+    """
+    with os.scandir(root) as entries:
+        return frozenset((each.name, each.inode()) for each in entries if _is_pid(each.name))
+
+
+def _is_pid(name: str) -> bool:
+    return name.isascii() and name.isdigit()
 
 
 def stat_of(root: str, process: ProcessId) -> Stat | None:

@@ -88,8 +88,14 @@ class ProcTree:
         return directory
 
     def remove_process(self, pid: int) -> None:
-        """The process is gone, its number free again."""
-        shutil.rmtree(self.root / str(pid))
+        """The process is gone, its number free again; its inode is not."""
+        directory = self.root / str(pid)
+        for entry in directory.iterdir():
+            if entry.is_dir() and not entry.is_symlink():
+                shutil.rmtree(entry)
+            else:
+                entry.unlink()
+        directory.rename(self.root / f".gone-{directory.stat().st_ino}")
 
     def open_socket(self, pid: int, inode: int, descriptor: int) -> None:
         """The process has this socket open under this descriptor."""

@@ -120,6 +120,29 @@ print(json.dumps({"inode": os.fstat(server.fileno()).st_ino}), flush=True)
 threading.Thread(target=sys.stdin.read).start()
 ctypes.CDLL(None).syscall(60 if platform.machine() == "x86_64" else 93, 0)  # exit, not exit_group
 """
+# In a pid namespace of its own, where nobody else takes a number.
+USED_AGAIN = """
+from pathlib import Path
+from socket import create_server
+import json, os, signal, subprocess
+from procnet.sockets.scanner import SocketScanner
+server = create_server(("", 7001))
+scanner = SocketScanner(clock=lambda: 0.0)
+def holders():
+    scan = scanner.scan(os.stat("/proc/self/ns/net").st_ino)
+    return sorted(process.pid for process in scan.holders[os.fstat(server.fileno()).st_ino])
+first = subprocess.Popen(["cat"], stdin=subprocess.PIPE)
+before = holders()
+first.communicate()
+Path("/proc/sys/kernel/ns_last_pid").write_text(str(first.pid - 1))
+child = os.fork()
+if child == 0:
+    signal.pause()
+after = holders()
+os.kill(child, signal.SIGKILL)
+os.waitpid(child, 0)
+print(json.dumps([os.getpid(), first.pid, child, before, after, scanner.fd_walks]))
+"""
 
 
 class Netns:
@@ -242,6 +265,14 @@ def test_a_holder_that_was_killed_is_not_named(netns: Netns) -> None:
     )
     assert told["children"][1] in pids(scanner.scan(netns.inode), told["inode"])
     assert scanner.fd_walks == 1
+
+
+def test_a_fork_with_the_number_of_one_that_has_ended_is_a_holder() -> None:
+    argv = ["unshare", "--net", "--pid", "--fork", "--mount-proc", sys.executable, "-c", USED_AGAIN]
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=WAIT_S, check=True)
+    parent, first, child, before, after, walks = json.loads(done.stdout)
+    assert first == child
+    assert (before, after, walks) == ([parent], [parent, child], 1)
 
 
 def test_a_holder_that_closed_its_descriptor_is_not_named_after_a_refresh(netns: Netns) -> None:

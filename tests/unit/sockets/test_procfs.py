@@ -272,6 +272,20 @@ def test_a_process_that_got_the_number_of_a_holder_is_not_named(
     assert scanner.scan().holders == {501: frozenset({identity(29)})}
 
 
+def test_a_process_that_got_the_number_of_another_since_the_walk_is_read(
+    tree: ProcTree, clock: Clock
+) -> None:
+    tree.add_process(23, fds=[501])
+    tree.add_process(29)
+    tree.add_socket("tcp", inode=501)
+    scanner = SocketScanner(tree.root, clock=clock)
+    scanner.scan()
+    tree.remove_process(29)
+    tree.add_process(29, start_ticks=101, fds=[501])  # as a fork does, which shows no new socket
+    assert scanner.scan().holders == {501: {identity(23), identity(29, 101)}}
+    assert scanner.fd_walks == 1
+
+
 def test_a_socket_that_outlives_its_holders_is_looked_for_at_once(
     tree: ProcTree, clock: Clock
 ) -> None:
