@@ -304,10 +304,7 @@ class CoreOwners(Telling):
             return None if closed else self._bpf.map_descriptor("turns")
 
     def read(self) -> list[OwnerEvent]:
-        """What has happened since the last call, oldest first; never waits, empty when closed.
-
-        Raises LayoutError if the kernel's records are not ours.
-        """
+        """What has happened since the last call, oldest first; never waits, empty when closed."""
         events = super().read()
         if self._on_demand and any(_took_of_somebody(event) for event in events):
             self._attach_on_demand()

@@ -8,6 +8,7 @@ from functools import lru_cache
 
 from procnet.bpf import layout
 from procnet.bpf.processes import comm_text
+from procnet.errors import LayoutError
 from procnet.model import (
     CLOCK_TICK_NS,
     IPV4_WILDCARD,
@@ -75,7 +76,7 @@ def decode_event(record: bytes, wall_offset_ns: int) -> OwnerEvent | None:
 
 
 def decode_events(records: list[bytes], netns: int | None = None) -> tuple[list[OwnerEvent], int]:
-    """The events of one batch, and how many records said nothing that we know.
+    """The events of one batch, and how many records said nothing that we know, or were not ours.
 
     ``netns``: of that namespace alone. The hooks see all of them, and what the others do should
     cost next to nothing: their records are not decoded.
@@ -89,7 +90,10 @@ def decode_events(records: list[bytes], netns: int | None = None) -> tuple[list[
     events: list[OwnerEvent] = []
     unknown = 0
     for record in records:
-        event = decode_event(record, wall_offset_ns)
+        try:
+            event = decode_event(record, wall_offset_ns)
+        except LayoutError:
+            event = None
         if event is None:
             unknown += 1
             continue

@@ -23,7 +23,8 @@ FLAGS_AT = 3
 """Where a record has its flags."""
 
 _LAYOUT = struct.Struct("=H")
-_REMEDY = "reinstall procnet, its C sources and its Python modules are not of one version"
+REMEDY = "reinstall procnet, its C sources and its Python modules are not of one version"
+"""Where records are not ours."""
 
 OWNER_EVENT = struct.Struct("=HBBIQQQQIIII16s16sHHB3x16s")
 NETNS_AT = slice(4, 8)
@@ -39,7 +40,7 @@ def unpack(record: struct.Struct, raw: bytes) -> tuple[Any, ...]:
         return record.unpack(raw)
     raise LayoutError(
         f"a record of the BPF program has {len(raw)} bytes, and {raw[:2]!r} for its layout, not"
-        f" {record.size} and {LAYOUT}: {_REMEDY}"
+        f" {record.size} and {LAYOUT}: {REMEDY}"
     )
 
 
@@ -51,7 +52,7 @@ def check_contract(name: str, contract: bytes, sizes: tuple[int, ...]) -> None:
     expected = struct.pack(f"={1 + len(sizes)}I", LAYOUT, *sizes)
     if contract[: len(expected)] != expected:
         raise LayoutError(
-            f"{name} has another layout of records than procnet's Python modules: {_REMEDY}"
+            f"{name} has another layout of records than procnet's Python modules: {REMEDY}"
         )
 
 

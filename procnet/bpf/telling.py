@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import threading
 from pathlib import Path
 from typing import NamedTuple
 
+from procnet.bpf import layout
 from procnet.bpf.events import decode_events
 from procnet.bpf.processes import decode_process
 from procnet.bpf.ring import Counters, Ring
-from procnet.errors import LoadError
+from procnet.errors import LayoutError, LoadError
 from procnet.model import OwnerEvent, Process
 
 _EVENTS, _PROCESSES = 0, 1
+
+_log = logging.getLogger("procnet")
 
 
 class Sources(NamedTuple):
@@ -58,7 +62,7 @@ class Telling:
         self._held = held
         self._netns = netns
         self._lock = threading.Lock()
-        self._unknown_records = 0
+        self._unknown_events = self._unknown_processes = 0
         self._final_loss: tuple[int, int] | None = None
 
     def fileno(self) -> int:
@@ -67,27 +71,37 @@ class Telling:
             return -1 if self._final_loss is not None else self._descriptor
 
     def read(self) -> list[OwnerEvent]:
-        """What has happened since the last call, oldest first; never waits, empty when closed.
-
-        Raises LayoutError if the kernel's records are not ours.
-        """
+        """What has happened since the last call, oldest first; never waits, empty when closed."""
         with self._lock:
             if self._final_loss is not None:
                 return []
             events, unknown = decode_events(self._ring.read(), self._netns)
-            self._unknown_records += unknown
+            if unknown:
+                self._warn_once()
+            self._unknown_events += unknown
             return events
 
     def read_processes(self) -> list[Process]:
         """The processes of the events that were read, and those that have another program now.
 
         Call it after read(): a process is told before its first event. Never waits, empty when
-        closed. Raises LayoutError if the kernel's records are not ours.
+        closed.
         """
+        processes: list[Process] = []
         with self._lock:
             if self._final_loss is not None:
-                return []
-            return [decode_process(record) for record in self._processes.read()]
+                return processes
+            for record in self._processes.read():
+                try:
+                    processes.append(decode_process(record))
+                except LayoutError:
+                    self._warn_once()
+                    self._unknown_processes += 1
+        return processes
+
+    def _warn_once(self) -> None:
+        if not self._unknown_events and not self._unknown_processes:
+            _log.warning("what the hooks tell cannot be understood and is lost: %s", layout.REMEDY)
 
     def events_lost(self) -> int:
         """Events that found the ring full, whose hook was passed over, or that could not be
@@ -95,7 +109,8 @@ class Telling:
         return self._losses()[_EVENTS]
 
     def processes_lost(self) -> int:
-        """Times that a process could not be described because the ring was full; only grows."""
+        """Times that a process could not be described because the ring was full, or whose record
+        could not be understood; only grows."""
         return self._losses()[_PROCESSES]
 
     def _losses(self) -> tuple[int, int]:
@@ -105,7 +120,10 @@ class Telling:
             return self._read_losses()
 
     def _read_losses(self) -> tuple[int, int]:
-        return self._lost.read(_EVENTS) + self._unknown_records, self._lost.read(_PROCESSES)
+        return (
+            self._lost.read(_EVENTS) + self._unknown_events,
+            self._lost.read(_PROCESSES) + self._unknown_processes,
+        )
 
     def close(self) -> None:
         """Detach and give everything back. May be called again."""

@@ -93,9 +93,11 @@ def test_of_one_namespace_alone_if_asked() -> None:
 @pytest.mark.parametrize(
     "wrong", [record()[:-1], record() + b"\0", b"", record(layout=layout.LAYOUT + 1)]
 )
-def test_another_layout_is_refused(wrong: bytes) -> None:
+def test_another_layout_is_refused_and_costs_no_other_record(wrong: bytes) -> None:
     with pytest.raises(LayoutError, match="reinstall procnet"):
-        decode_events([wrong])
+        decode_event(wrong, 0)
+    events, unknown = decode_events([record(inode=3), wrong, record(inode=7)])
+    assert ([event.inode for event in events], unknown) == ([3, 7], 1)
 
 
 def test_boot_time_becomes_the_wall_clock() -> None:
