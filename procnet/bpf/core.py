@@ -312,22 +312,22 @@ class CoreOwners(Telling):
 
     def _attach_on_demand(self) -> None:
         with self._lock:
-            hooks, self._on_demand = self._on_demand, []
             if self._final_loss is not None:
                 return
+            hooks, self._on_demand = self._on_demand, []
             try:
-                root = cgroup.open_root(self._proc_root)
-                try:
-                    for hook in hooks:
-                        _attach(self._bpf, hook, root)
-                finally:
-                    os.close(root)
                 with mmap.mmap(self._bpf.map_descriptor("noting"), mmap.PAGESIZE) as noting:
+                    root = cgroup.open_root(self._proc_root)
+                    try:
+                        for hook in hooks:
+                            _attach(self._bpf, hook, root)
+                    finally:
+                        os.close(root)
                     noting[0:4] = _YES
             except (LoadError, OSError) as error:
                 why = str(error).partition("\n")[0]
                 _log.warning("who takes which datagram may stay unknown: %s", why)
-                self._choice.missing["which flow waits"] = why
+                self._choice = self._choice.without(hooks, "which flow waits", why)
 
     def feature(self) -> Feature:
         """What it is, with what is missing of it."""

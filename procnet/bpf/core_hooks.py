@@ -86,6 +86,13 @@ class Choice(NamedTuple):
     def hooks(self) -> tuple[Hook, ...]:
         return self.first + self.later
 
+    def without(self, hooks: list[Hook], question: str, why: str) -> Choice:
+        """The same where these, which were to answer that question, could not be attached."""
+        first, later = (
+            tuple(hook for hook in those if hook not in hooks) for those in (self.first, self.later)
+        )
+        return Choice(first, later, {**self.missing, question: why})
+
 
 def choose(
     names: bytes, traces_functions: bool, refused: dict[str, str], *, counting: bool = False

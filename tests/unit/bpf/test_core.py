@@ -21,7 +21,7 @@ from procnet.bpf.host import Host
 from procnet.bpf.snapshot import OPEN_SOCKET, decode_snapshot
 from procnet.bpf.source import source_directory
 from procnet.errors import AccessError, LayoutError, LoadError, UnsupportedError
-from procnet.model import UDP, Evidence, ProcessId, Support
+from procnet.model import UDP, EventKind, Evidence, ProcessId, Support
 from tests.unit.bpf.fakes import PAGE, FakeRing, fake_host
 from tests.unit.bpf.test_events import record
 
@@ -44,9 +44,11 @@ class FakeObject:
     ring: ClassVar[FakeRing]
     processes: ClassVar[FakeRing]
     counter: ClassVar[int]
+    noting: ClassVar[int]
     contract: ClassVar[bytes] = CONTRACT
     refuses_to_load: ClassVar[set[str]] = set()
     refuses_to_attach: ClassVar[set[str]] = set()
+    lacks_map: ClassVar[set[str]] = set()
     gives_no_info: ClassVar[bool] = False
     made: ClassVar[list[FakeObject]] = []
 
@@ -93,8 +95,10 @@ class FakeObject:
         return libbpf.ProgramInfo(recursion_misses=5 if name == "on_sock_graft" else 0)
 
     def map_descriptor(self, name: str) -> int:
+        if name in self.lacks_map:
+            raise LoadError(f"the map {name}: Bad file descriptor")
         rings = {"events": self.ring.descriptor, "processes": self.processes.descriptor}
-        return {**rings, "lost": self.counter}[name]
+        return {**rings, "lost": self.counter, "noting": self.noting}[name]
 
     def close(self) -> None:
         self.closed = True
@@ -126,11 +130,14 @@ def fake(host: Host, monkeypatch: pytest.MonkeyPatch) -> Iterator[type[FakeObjec
         ring = FakeRing(host.proc_root)
         processes = FakeRing(host.proc_root)
         counter = os.memfd_create("counter")
+        noting = os.memfd_create("noting")
+        lacks_map: ClassVar[set[str]] = set()
         refuses_to_load: ClassVar[set[str]] = set()
         refuses_to_attach: ClassVar[set[str]] = set()
         made: ClassVar[list[FakeObject]] = []
 
-    os.truncate(Fake.counter, PAGE)
+    for memory in (Fake.counter, Fake.noting):
+        os.truncate(memory, PAGE)
     monkeypatch.setattr(libbpf, "BpfObject", Fake)
     monkeypatch.setattr(libbpf, "check_library", lambda: None)
     monkeypatch.setattr(libbpf, "can_trace_functions", lambda: True)
@@ -138,6 +145,7 @@ def fake(host: Host, monkeypatch: pytest.MonkeyPatch) -> Iterator[type[FakeObjec
     os.close(Fake.ring.descriptor)
     os.close(Fake.processes.descriptor)
     os.close(Fake.counter)
+    os.close(Fake.noting)
 
 
 # -- life -------------------------------------------------------------------------------------
@@ -248,6 +256,45 @@ def test_counting_that_cannot_be_opened_or_read_to_its_end_leaves_nothing(
         CoreOwners.open(host, image, counting=True).close()
     assert [each.closed for each in fake.made] == [True]
     assert len(os.listdir("/proc/self/fd")) == files
+
+
+def open_without_fentry(host: Host, image: Path, fake: type[FakeObject]) -> CoreOwners:
+    """Of which a process has taken a datagram without asking from whom."""
+    fake.refuses_to_load = {"on_skb_consume_udp"}
+    owners = CoreOwners.open(host, image)
+    assert "cgroup_skb ingress" not in owners.hooks
+    assert "cgroup_skb ingress on demand" in owners.feature().reason
+    fake.ring.write(record(kind=EventKind.RECEIVE, protocol=UDP, remote_address=bytes(16)))
+    return owners
+
+
+def test_what_waits_is_noted_when_somebody_takes_without_asking(
+    host: Host, image: Path, fake: type[FakeObject]
+) -> None:
+    owners = open_without_fentry(host, image, fake)
+    assert len(owners.read()) == 1
+    assert "cgroup_skb ingress" in owners.hooks
+    assert os.pread(fake.noting, 4, 0) == core._YES
+    owners.close()
+
+
+@pytest.mark.parametrize("how", ["refuses_to_attach", "lacks_map"])
+def test_a_hook_that_could_not_be_attached_on_demand_is_missing(
+    host: Host, image: Path, fake: type[FakeObject], how: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    owners = open_without_fentry(host, image, fake)
+    files = len(os.listdir("/proc/self/fd"))
+    setattr(fake, how, {"on_ingress", "noting"})
+    assert len(owners.read()) == 1
+    assert fake.made[-1].attached[-1] != "on_ingress"
+    assert "cgroup_skb ingress" not in owners.hooks
+    assert owners.missing_hooks == ("which flow waits",)
+    assert "on demand" not in owners.feature().reason
+    assert "without which flow waits (" in owners.feature().reason
+    assert os.pread(fake.noting, 4, 0) == bytes(4)
+    assert len(caplog.messages) == 1
+    assert len(os.listdir("/proc/self/fd")) == files
+    owners.close()
 
 
 # -- the choice -------------------------------------------------------------------------------
