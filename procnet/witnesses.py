@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import threading
 import time
 from collections.abc import Iterable
 
@@ -98,7 +97,6 @@ class Witnesses:
         self._scanner: SocketScanner | None = None
         self._snapshot_fails = False
         self._processes = ProcessTable()
-        self._reading = threading.Lock()
         self._read_ns = time.time_ns()
         ledger.owners.boot_ns = boot_to_wall_ns()
         # Nothing lies between a socket and its own tuple.
@@ -125,15 +123,14 @@ class Witnesses:
             return
         read_ns = time.time_ns()
         events = self.events.read()
-        with self._reading:
-            for process in self.events.read_processes():
-                self._processes.remember(process)
-            for event in events:
-                known = event.kernel or event.process in self._processes
-                # Asked now, while it lives, if the kernel had no room to tell of it.
-                if not known and self._processes.get(event.process) is None:
-                    pid, start_time_ns = event.process
-                    self._processes.remember(Process(pid, start_time_ns, event.name, uid=event.uid))
+        for process in self.events.read_processes():
+            self._processes.remember(process)
+        for event in events:
+            known = event.kernel or event.process in self._processes
+            # Asked now, while it lives, if the kernel had no room to tell of it.
+            if not known and not self._processes.learn(event.process):
+                pid, start_time_ns = event.process
+                self._processes.remember(Process(pid, start_time_ns, event.name, uid=event.uid))
         self._ledger.observe(events)
         # After the events: those of the same batch are no surer than those before it.
         self.processes_lost = self.events.processes_lost()
@@ -207,9 +204,8 @@ class Witnesses:
         self._regular_s = ended_s + max(LOOK_EVERY_S, pause_s)
 
     def process(self, process: ProcessId) -> Process:
-        """What is known of a process, at least its id."""
-        with self._reading:
-            return self._processes.get(process) or Process(*process, name="")
+        """What is known of a process, at least its id; may wait for the name of its user."""
+        return self._processes.get(process) or Process(*process, name="")
 
     def close(self) -> None:
         """Detaches the hooks; what is known of processes stays."""
@@ -221,5 +217,4 @@ class Witnesses:
     def _remember_all(self, processes: Iterable[ProcessId]) -> None:
         # Now, while they live: when they are reported they may be gone.
         for process in processes:
-            with self._reading:
-                self._processes.get(process)
+            self._processes.learn(process)

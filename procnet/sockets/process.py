@@ -6,6 +6,7 @@ import math
 import os
 import pwd
 import re
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -40,7 +41,7 @@ def _user_name(uid: int) -> str:
 @dataclass(frozen=True, slots=True)
 class _Row:
     process: Process
-    """As ``_packed`` makes it."""
+    """As ``_packed`` makes it, and without the name of its user."""
     read_at_s: float
     """When /proc was asked last; minus infinity for never."""
     told: bool
@@ -52,7 +53,7 @@ class ProcessTable:
 
     A row older than ``refresh_s`` (seconds by ``timer``) is read again, because exec(2) changes
     name and program; a process that has ended keeps its last good row. ``user_name`` turns a uid
-    into a name, empty for none; its answers are kept. Not thread-safe.
+    into a name, empty for none; its answers are kept. Any thread may use it.
     """
 
     def __init__(
@@ -68,6 +69,7 @@ class ProcessTable:
         self._refresh_s = refresh_s
         self._timer = timer
         self._user_name = user_name
+        self._lock = threading.Lock()
         self._rows: LRUCache[ProcessId, _Row] = LRUCache(max_processes)
         self._users: LRUCache[int, str] = LRUCache(_USERS_KEPT)
 
@@ -80,24 +82,38 @@ class ProcessTable:
         ``cmdline`` is cut after 4 KiB; ``uid`` is the real one. ``cgroup`` is the path in the
         unified hierarchy or else in systemd's own (v1). Text that is not UTF-8 shows as ``\\xNN``.
 
-        Raises OSError if this process is out of descriptors or memory.
+        Whoever asks first for a process of a user waits for the name service. Raises OSError if
+        this process is out of descriptors or memory.
         """
+        with self._lock:
+            known = self._known(process)
+        return None if known is None else self._completed(known)
+
+    def learn(self, process: ProcessId) -> bool:
+        """Reads now what get() may be asked for later; whether anything is known then.
+
+        Nobody is asked for the name of the user. Raises OSError as get() does.
+        """
+        with self._lock:
+            return self._known(process) is not None
+
+    def _known(self, process: ProcessId) -> Process | None:
         row = self._rows.get(process)
         now_s = self._timer()
         if row is not None and now_s - row.read_at_s < self._refresh_s:
-            return _unpacked(row.process)
+            return row.process
         fresh = self._read(process)
         if fresh is None:
             if row is None:
                 return None
             # Asking again before the next refresh would fail again.
             self._rows[process] = replace(row, read_at_s=now_s)
-            return _unpacked(row.process)
+            return row.process
         fresh = _packed(fresh)
         if row is not None:
             fresh = _fuller(fresh, row.process)
         self._rows[process] = _Row(fresh, now_s, told=False)
-        return _unpacked(fresh)
+        return fresh
 
     def remember(self, process: Process) -> None:
         """Keeps what the kernel told about a process that /proc may never show.
@@ -106,14 +122,15 @@ class ProcessTable:
         program replaces what was told before, and what /proc showed of an earlier one.
         """
         process = _packed(process)
-        row = self._rows.get(process.id)
-        if row is None:
-            row = _Row(process, -math.inf, told=True)
-        elif row.told or process.exe:
-            row = replace(row, process=_filled(process, row.process))
-        else:
-            row = replace(row, process=_filled(row.process, process))
-        self._rows[process.id] = replace(row, process=self._completed(row.process))
+        with self._lock:
+            row = self._rows.get(process.id)
+            if row is None:
+                row = _Row(process, -math.inf, told=True)
+            elif row.told or process.exe:
+                row = replace(row, process=_filled(process, row.process))
+            else:
+                row = replace(row, process=_filled(row.process, process))
+            self._rows[process.id] = row
 
     def __contains__(self, process: ProcessId) -> bool:
         """Whether anything is known of it."""
@@ -147,40 +164,42 @@ class ProcessTable:
             raise_if_ours(error)
             return None
         real_uid = _REAL_UID.search(status)
-        return self._completed(
-            Process(
-                pid=process.pid,
-                start_time_ns=process.start_time_ns,
-                name=decode_text(stat.name),
-                exe=exe,
-                cmdline=decode_arguments(cmdline),
-                uid=int(real_uid[1]) if real_uid else None,
-                parent_pid=stat.parent_pid,
-                cgroup=cgroup,
-            )
+        return Process(
+            pid=process.pid,
+            start_time_ns=process.start_time_ns,
+            name=decode_text(stat.name),
+            exe=exe,
+            cmdline=decode_arguments(cmdline),
+            uid=int(real_uid[1]) if real_uid else None,
+            parent_pid=stat.parent_pid,
+            cgroup=cgroup,
         )
 
     def _completed(self, process: Process) -> Process:
-        if not process.container and process.cgroup:
-            process = replace(process, container=container_of(process.cgroup))
-        if process.user or process.uid is None:
-            return process
-        user = self._users.get(process.uid)
+        """As a caller gets it."""
+        return replace(
+            process,
+            cmdline=tuple(process.cmdline[0].split("\0")) if process.cmdline else (),
+            user="" if process.uid is None else self._user(process.uid),
+        )
+
+    def _user(self, uid: int) -> str:
+        with self._lock:
+            user = self._users.get(uid)
         if user is None:
-            user = self._users[process.uid] = self._user_name(process.uid)
-        return replace(process, user=user)
+            # Without the lock: a directory service may take seconds, and events do not wait.
+            user = self._user_name(uid)
+            with self._lock:
+                self._users[uid] = user
+        return user
 
 
 def _packed(process: Process) -> Process:
-    """With its arguments as one string, which is as long as they are."""
-    return replace(process, cmdline=("\0".join(process.cmdline),)) if process.cmdline else process
-
-
-def _unpacked(process: Process) -> Process:
-    return (
-        replace(process, cmdline=tuple(process.cmdline[0].split("\0")))
-        if process.cmdline
-        else process
+    """With its container, and its arguments as one string, which is as long as they are."""
+    return replace(
+        process,
+        cmdline=("\0".join(process.cmdline),) if process.cmdline else (),
+        container=process.container or container_of(process.cgroup),
     )
 
 
@@ -193,7 +212,6 @@ def _filled(row: Process, other: Process) -> Process:
         exe=row.exe or other.exe,
         cmdline=row.cmdline or other.cmdline,
         uid=other.uid if row.uid is None else row.uid,
-        user=row.user or (other.user if row.uid is None or row.uid == other.uid else ""),
         parent_pid=row.parent_pid or other.parent_pid,
         cgroup=row.cgroup or other.cgroup,
         container=row.container or (other.container if not row.cgroup else ""),

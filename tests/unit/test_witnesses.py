@@ -1,6 +1,7 @@
 """What the kernel tells reaches the ledger, and so does what it could not tell."""
 
 import logging
+from types import SimpleNamespace
 
 import pytest
 
@@ -123,6 +124,23 @@ def test_a_process_that_is_gone_has_what_the_kernel_told() -> None:
     witnesses.observe()
     process = witnesses.process(ALICE)
     assert (process.name, process.exe, process.parent_pid) == ("a", "/usr/bin/a", 7)
+
+
+def test_whoever_reads_events_waits_for_no_name_of_a_user(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+
+    class Hooks(LossyHooks):
+        def read_processes(self) -> list[Process]:
+            return [Process(*ALICE, name="a", uid=23)]
+
+    monkeypatch.setattr(
+        "pwd.getpwuid", lambda uid: asked.append(uid) or SimpleNamespace(pw_name="me")
+    )
+    witnesses = Witnesses(Hooks(), NETNS, Ledger())  # type: ignore[arg-type]
+    witnesses.observe()
+    witnesses.take(witnesses.scan())
+    assert asked == []
+    assert (witnesses.process(ALICE).user, asked) == ("me", [23])
 
 
 class Core(CoreOwners):

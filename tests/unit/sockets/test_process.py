@@ -17,6 +17,7 @@ from procnet.testing.proc_tree import ProcTree
 from tests.unit.sockets.clock import Clock
 
 ID = "0123456789abcdef" * 4
+WAIT_S = 20.0
 SHELL = ProcessId(23, 1_000_000_000)
 
 
@@ -260,6 +261,31 @@ def test_a_user_is_asked_for_once(tree: ProcTree) -> None:
         tree.add_process(pid, uid=1000)
         table.get(ProcessId(pid, 1_000_000_000))
     assert asked == [1000]
+
+
+def test_a_name_service_that_takes_its_time_holds_up_nobody_else(tree: ProcTree) -> None:
+    is_asked, may_answer = threading.Event(), threading.Event()
+
+    def slowly(uid: int) -> str:
+        is_asked.set()
+        assert may_answer.wait(WAIT_S)
+        return f"user{uid}"
+
+    table = ProcessTable(tree.root, user_name=slowly)
+    tree.add_process(23, uid=33)
+    found: list[Process | None] = []
+    asking = threading.Thread(target=lambda: found.append(table.get(SHELL)))
+    asking.start()
+    assert is_asked.wait(WAIT_S)
+    tree.add_process(29, uid=44)
+    table.remember(Process(31, 0, "told", uid=55))
+    assert table.learn(ProcessId(29, 1_000_000_000)) and ProcessId(31, 0) in table
+    assert not table.learn(ProcessId(37, 0))
+    tree.remove_process(29)
+    may_answer.set()
+    asking.join()
+    assert [row and row.user for row in found] == ["user33"]
+    assert table.get(ProcessId(29, 1_000_000_000)).user == "user44"  # type: ignore[union-attr]
 
 
 def test_a_user_may_be_called_any_bytes(tree: ProcTree, monkeypatch: pytest.MonkeyPatch) -> None:
