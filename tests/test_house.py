@@ -376,6 +376,33 @@ def test_an_effect_would_be_seen(statement: str) -> None:
     assert effects["seen"] or effects["threads"] or effects["fds"]
 
 
+COLLECT = """
+import sys, pytest
+seen = []
+def hook(event, args):
+    path = str(args[0]) if args else ""
+    if event == "ctypes.dlopen" and "bpf" in path or event == "open" and path.startswith("/sys"):
+        seen.append(path)
+sys.addaudithook(hook)
+status = pytest.main(["-p", "no:cacheprovider", "--collect-only", "-qq", *sys.argv[1:]])
+sys.exit(f"asked for {seen}" if seen else status)
+"""
+
+
+def collect(*paths: str) -> subprocess.CompletedProcess[str]:
+    argv = [sys.executable, "-B", "-c", COLLECT, *paths]
+    return subprocess.run(argv, cwd=TOP, capture_output=True, text=True, timeout=60)
+
+
+def test_collecting_the_tests_asks_the_kernel_for_nothing(tmp_path: Path) -> None:
+    done = collect("tests")
+    assert done.returncode == 0, done.stderr
+    (tmp_path / "test_asking.py").write_text(
+        "from procnet.bpf import libbpf\nlibbpf.load_library()\ndef test(): pass\n"
+    )
+    assert "asked for ['libbpf" in collect(str(tmp_path)).stderr
+
+
 def undocumented(name: str, thing: object) -> Iterator[str]:
     """The name, and the public methods of a class, that have no docstring of their own."""
     if not isinstance(thing, type) and not callable(thing):

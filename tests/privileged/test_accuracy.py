@@ -10,6 +10,7 @@ What procnet does by each rung and engine, and what others do, is told by ``make
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import signal
@@ -75,40 +76,43 @@ MAY_BE_UNKNOWN = {
     # No hook tells of it (bpf/README.md); how much it is, is the kernel's.
     "sctp": Unknown("NO_SOCKET", EVERYTHING),
     "cable_sctp": Unknown("NO_SOCKET", EVERYTHING),
-    # Where it is not told under the socket's lock who writes (before 6.16, 8127837aae8f).
-    **(
-        {}
-        if FAMILY == "core" and has_tracepoint("tcp_sendmsg_locked")
-        else {
-            # One packet has bytes of both, at the end that sends, and may be sent twice. Kprobes
-            # see no packet: all that is sent.
-            "writers_in_turn": Unknown(
-                "AMBIGUOUS", 2 * LARGEST_SEGMENT_BYTES if FAMILY == "core" else 1_700_004
-            ),
-            # All that is sent from the third turn until the queue of both is empty, which may be
-            # the end; who receives it is known.
-            "writers_by_turns": Unknown("AMBIGUOUS", 2 * 31 * 20_011),
-        }
-    ),
-    # bpf/README.md, "Known gaps": without fentry, several sockets on one endpoint. All that is
-    # received; who sends it is known.
-    **(
-        {}
-        if libbpf.can_trace_functions()
-        else {
-            "reuseport_blind": Unknown("AMBIGUOUS", sum((151, 157, 163, 167, 173, 179, 181, 191)))
-        }
-    ),
-    # The same: before 6.3, or without BTF, raw sockets that only receive. What is sent is known.
-    **(
-        {}
-        if has_tracepoint("sock_recv_length")
-        else {
-            "raw_253": Unknown("NO_SOCKET", 277),
-            "cable_raw_253": Unknown("NO_SOCKET", 283),
-        }
-    ),
 }
+# Where it is not told under the socket's lock who writes (before 6.16, 8127837aae8f).
+WITHOUT_TCP_SENDMSG_LOCKED = {
+    # One packet has bytes of both, at the end that sends, and may be sent twice. Kprobes see no
+    # packet: all that is sent.
+    "writers_in_turn": Unknown(
+        "AMBIGUOUS", 2 * LARGEST_SEGMENT_BYTES if FAMILY == "core" else 1_700_004
+    ),
+    # All that is sent from the third turn until the queue of both is empty, which may be the end;
+    # who receives it is known.
+    "writers_by_turns": Unknown("AMBIGUOUS", 2 * 31 * 20_011),
+}
+WITHOUT_FENTRY = {
+    # bpf/README.md, "Known gaps": several sockets on one endpoint. All that is received; who sends
+    # it is known.
+    "reuseport_blind": Unknown("AMBIGUOUS", sum((151, 157, 163, 167, 173, 179, 181, 191))),
+}
+WITHOUT_SOCK_RECV_LENGTH = {
+    # The same: before 6.3, or without BTF, raw sockets that only receive. What is sent is known.
+    "raw_253": Unknown("NO_SOCKET", 277),
+    "cable_raw_253": Unknown("NO_SOCKET", 283),
+}
+
+
+@functools.cache
+def may_be_unknown() -> dict[str, Unknown]:
+    """By scene, on this kernel; which is not asked before a test runs."""
+    unknown = dict(MAY_BE_UNKNOWN)
+    if FAMILY != "core" or not has_tracepoint("tcp_sendmsg_locked"):
+        unknown |= WITHOUT_TCP_SENDMSG_LOCKED
+    if not libbpf.can_trace_functions():
+        unknown |= WITHOUT_FENTRY
+    if not has_tracepoint("sock_recv_length"):
+        unknown |= WITHOUT_SOCK_RECV_LENGTH
+    return unknown
+
+
 ON_WIRE_MAY_BE_AMBIGUOUS = {
     # What the kernel says for a listener until it is told of the accept, on a busy machine.
     "tuple_reused",
@@ -199,7 +203,7 @@ def test_every_byte_is_counted_and_has_its_process(told: Run, name: str) -> None
         print(layer, share)
         assert share.error == 0
         assert share.wrong == 0
-        unknown = MAY_BE_UNKNOWN.get(name, Unknown("", 0))
+        unknown = may_be_unknown().get(name, Unknown("", 0))
         allowed = {unknown.reason}
         if layer == WIRE and name in ON_WIRE_MAY_BE_AMBIGUOUS:
             allowed = {"AMBIGUOUS"}
@@ -231,7 +235,7 @@ def test_what_processes_move_is_counted_at_their_sockets(of_sockets: Run, name: 
         return
     assert share.error == 0
     assert share.wrong == 0
-    unknown = MAY_BE_UNKNOWN.get(name, Unknown("", 0))
+    unknown = may_be_unknown().get(name, Unknown("", 0))
     assert set(share.unnamed) <= {unknown.reason}
     assert share.unnamed.total() <= unknown.most_payload_bytes
     assert share.named + share.unnamed.total() == share.truth
