@@ -67,12 +67,13 @@ class SocketScanner:
         """The sockets of one network namespace (by inode), or of every one that has a process.
 
         A namespace without a process (kept by a mount or a descriptor) cannot be read this way: its
-        sockets are missing. ``refresh`` forces the walk over all descriptors.
-        ``vanished_processes`` and ``malformed_rows`` count this scan, ``denied_processes`` is as of
-        the last walk.
+        sockets are missing, and it is an error to ask for it. ``refresh`` forces the walk over all
+        descriptors. ``vanished_processes`` and ``malformed_rows`` count this scan,
+        ``denied_processes`` is as of the last walk.
 
         Raises AccessError if the tables may not be read and ProcnetError if ``root`` is not a
-        readable proc file system, or this process is short of descriptors or memory.
+        readable proc file system, no process shows the namespace that is asked for, or this process
+        is short of descriptors or memory.
         """
         started_ns = self._wall_clock_ns()
         vanished_before = self._holders.vanished_processes
@@ -123,8 +124,15 @@ class SocketScanner:
         return sockets
 
     def _sockets_in(self, netns: int) -> list[Socket]:
-        candidates = self._candidates(netns)
-        return self._sockets_by(candidates, netns) or []
+        sockets = self._sockets_by(self._candidates(netns), netns)
+        if sockets is not None:
+            return sockets
+        # Nobody who shows it does not mean that it has none.
+        if self._denied:
+            raise PermissionError(0, f"no process shows network namespace {netns} to this user")
+        raise ProcnetError(
+            f"cannot read the sockets of network namespace {netns}: no process shows them"
+        )
 
     def _candidates(self, netns: int) -> Iterator[str]:
         """Processes to read a namespace by, the likeliest first; lists /proc only if it must."""

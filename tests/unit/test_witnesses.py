@@ -1,6 +1,7 @@
 """What the kernel tells reaches the ledger, and so does what it could not tell."""
 
 import logging
+import os
 from types import SimpleNamespace
 
 import pytest
@@ -16,6 +17,7 @@ from procnet.sockets.scanner import SocketScanner
 from procnet.witnesses import Witnesses, open_hooks
 from tests.unit.ledger.world import ALICE, NETNS, T0, flow
 
+OURS = os.stat("/proc/self/ns/net").st_ino
 PROMISES = {name: unknown(f"{name} owners", "worth a try") for name in ("core", "kprobe")}
 
 
@@ -136,7 +138,7 @@ def test_whoever_reads_events_waits_for_no_name_of_a_user(monkeypatch: pytest.Mo
     monkeypatch.setattr(
         "pwd.getpwuid", lambda uid: asked.append(uid) or SimpleNamespace(pw_name="me")
     )
-    witnesses = Witnesses(Hooks(), NETNS, Ledger())  # type: ignore[arg-type]
+    witnesses = Witnesses(Hooks(), OURS, Ledger())  # type: ignore[arg-type]
     witnesses.observe()
     witnesses.take(witnesses.scan())
     assert asked == []
@@ -171,7 +173,7 @@ def test_the_core_rung_looks_by_the_kernels_snapshot_and_by_proc_only_where_that
 
     monkeypatch.setattr("procnet.witnesses.SocketScanner", Scanner)
     core = Core()
-    witnesses = Witnesses(core, NETNS, Ledger())
+    witnesses = Witnesses(core, OURS, Ledger())
     with caplog.at_level(logging.WARNING, "procnet"):
         assert witnesses.scan().evidence is Evidence.KERNEL_SNAPSHOT
         assert (core.asked, made, caplog.messages) == (1, [], [])
@@ -187,5 +189,5 @@ def test_the_core_rung_looks_by_the_kernels_snapshot_and_by_proc_only_where_that
 
 
 def test_without_core_hooks_looking_is_by_proc() -> None:
-    witnesses = Witnesses(LossyHooks(), NETNS, Ledger())  # type: ignore[arg-type]
+    witnesses = Witnesses(LossyHooks(), OURS, Ledger())  # type: ignore[arg-type]
     assert witnesses.scan().evidence is Evidence.SOCKET_SCAN
