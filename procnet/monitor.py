@@ -114,13 +114,7 @@ class Monitor:
         """Opens the sources, owners before packets, and begins to count."""
         if self._features is not None:
             raise UsageError("a Monitor is started once; make another one")
-        named = self._names is not None
-        self._features = ladder.choose(
-            self._kernel,
-            self._counting,
-            on_interfaces=named,
-            compare_sockets=self._compare_sockets,
-        )
+        self._features = self._choose()
         netns = os.stat("/proc/self/ns/net").st_ino
         try:
             self._witnesses = self._call_witnesses(self._features, netns)
@@ -152,6 +146,12 @@ class Monitor:
             if isinstance(error, RuntimeError):
                 raise ProcnetError(f"no thread for the Monitor: {error}") from error
             raise
+
+    def _choose(self) -> Features:
+        named, beside = self._names is not None, self._compare_sockets
+        return ladder.choose(
+            self._kernel, self._counting, on_interfaces=named, compare_sockets=beside
+        )
 
     def _call_witnesses(self, features: Features, netns: int) -> Witnesses:
         # Hooks see every namespace; packets are captured in this one.
@@ -200,8 +200,9 @@ class Monitor:
 
     @property
     def features(self) -> Features:
-        """The rung in use, and why the better ones are not; probes the host before the start."""
-        return self._features or ladder.survey(self._kernel, self._counting)
+        """The rung in use, and why the better ones are not; before the start the one to be tried,
+        by looking alone. Then raises ``UnsupportedError`` where ``start()`` would."""
+        return self._features or self._choose()
 
     @property
     def interfaces(self) -> tuple[str, ...]:

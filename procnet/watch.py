@@ -61,8 +61,9 @@ class Watch:
 
     @property
     def features(self) -> Features:
-        """The rung in use, and why the better ones are not; probes the host before the start."""
-        return self._features or ladder.survey(self._kernel, "auto")
+        """The rung in use, and why the better ones are not; before the start the one to be tried,
+        by looking alone. Then raises ``UnsupportedError`` where ``start()`` would."""
+        return self._features or ladder.choose(self._kernel, "auto")
 
     @property
     def events_lost(self) -> int:
