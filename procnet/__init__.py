@@ -18,6 +18,7 @@ from procnet.errors import (
     UnsupportedError,
     UsageError,
 )
+from procnet.look import sockets
 from procnet.model import (
     EventKind,
     Evidence,
@@ -47,7 +48,6 @@ from procnet.report.report import (
 )
 from procnet.report.socket_table import SocketRow
 from procnet.report.socket_use import SocketUse
-from procnet.snapshot import sockets
 from procnet.watch import Watch
 
 __version__ = "0.1.0"

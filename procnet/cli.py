@@ -20,10 +20,8 @@ from procnet import ladder
 from procnet.report.as_json import features_as_json, report_as_json
 from procnet.report.as_text import features_as_text, frame_as_text, report_as_text
 from procnet.report.printable import printable_lines
-from procnet.report.socket_table import as_json as sockets_as_json
-from procnet.report.socket_table import as_text as sockets_as_text
-from procnet.report.socket_use import as_json as use_as_json
-from procnet.report.socket_use import as_text as use_as_text
+from procnet.report.socket_table import sockets_as_json, sockets_as_text
+from procnet.report.socket_use import use_as_json, use_as_text
 
 FRAMES_WITHOUT_TERMINAL = 10
 _STOP_WITHIN_MS = 250

@@ -26,7 +26,7 @@ TOP = Path(__file__).resolve().parents[1]
 FLOOR = frozenset({"model", "errors", "features", "kernel_text", "netlink"})
 SOURCES = frozenset({"capture", "bpf", "sockets"})
 CORRIDOR = frozenset(
-    {"monitor", "edge", "engines", "ladder", "witnesses", "translated", "offline", "snapshot"}
+    {"monitor", "edge", "engines", "ladder", "witnesses", "translated", "offline", "look"}
     | {"watch", "beside"}
 )
 """monitor.py and its kin: they open the doors in order, and no room knows of them."""

@@ -68,7 +68,7 @@ class RowKey(NamedTuple):
     socket: FlowKey | None = None
 
 
-class FlowRow(NamedTuple):
+class BookedFlow(NamedTuple):
     """What one flow moved for one owner. More bytes make another row: an account stays."""
 
     sent_packets: int
@@ -90,7 +90,7 @@ class FlowRow(NamedTuple):
     def received(self) -> Traffic:
         return Traffic(*self[3:6])
 
-    def plus(self, other: FlowRow) -> FlowRow:
+    def plus(self, other: BookedFlow) -> BookedFlow:
         """Both together."""
         evidence = self.evidence
         # The best witness that has named this process; it holds for the row's earlier bytes too.
@@ -101,7 +101,7 @@ class FlowRow(NamedTuple):
         ):
             evidence = other.evidence
         return _new(
-            FlowRow,
+            BookedFlow,
             (
                 self[0] + other[0],
                 self[1] + other[1],
@@ -121,16 +121,16 @@ class FlowRow(NamedTuple):
 _new = tuple.__new__
 
 
-def _row(count: FlowCount, verdict: Verdict) -> FlowRow:
+def _row(count: FlowCount, verdict: Verdict) -> BookedFlow:
     _, _, sent, packets, wire_bytes, payload_bytes, first_ns, last_ns, _, _ = count
     _, evidence, _, candidates, _, _ = verdict
     if sent:
         return _new(
-            FlowRow,
+            BookedFlow,
             (packets, wire_bytes, payload_bytes, 0, 0, 0, first_ns, last_ns, evidence, candidates),
         )
     return _new(
-        FlowRow,
+        BookedFlow,
         (0, 0, 0, packets, wire_bytes, payload_bytes, first_ns, last_ns, evidence, candidates),
     )
 
@@ -194,9 +194,9 @@ class FlowTable:
         self.shares = self.interval_shares = Shares()
         self._max_flows = max_flows
         # Least recently used first.
-        self._rows: OrderedDict[RowKey, FlowRow] = OrderedDict()
+        self._rows: OrderedDict[RowKey, BookedFlow] = OrderedDict()
         # Rows of the same keys: whatever was booked of late is what is evicted last.
-        self._interval_rows: dict[RowKey, FlowRow] = self._rows
+        self._interval_rows: dict[RowKey, BookedFlow] = self._rows
 
     def add(self, count: FlowCount, verdict: Verdict) -> None:
         """Books one run of packets under its verdict."""
@@ -225,11 +225,11 @@ class FlowTable:
             row = self._interval_rows.get(key)
             self._interval_rows[key] = new if row is None else row.plus(new)
 
-    def rows(self) -> list[tuple[RowKey, FlowRow]]:
+    def rows(self) -> list[tuple[RowKey, BookedFlow]]:
         """The flow rows that are still held."""
         return list(self._rows.items())
 
-    def interval_rows(self) -> list[tuple[RowKey, FlowRow]]:
+    def interval_rows(self) -> list[tuple[RowKey, BookedFlow]]:
         """Those of the interval."""
         return list(self._interval_rows.items())
 

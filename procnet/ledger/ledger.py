@@ -20,7 +20,7 @@ from procnet.errors import ConservationError
 from procnet.ledger.claims import ALWAYS_NS, ANY_TIME, FOREVER_NS, NOBODY
 from procnet.ledger.comparison import Comparison, OnlyOnWire
 from procnet.ledger.elsewhere import FORWARDED, Elsewhere
-from procnet.ledger.flows import MAX_FLOWS, FlowRow, FlowTable, RowKey, Shares, Tally
+from procnet.ledger.flows import MAX_FLOWS, BookedFlow, FlowTable, RowKey, Shares, Tally
 from procnet.ledger.generations import Generations
 from procnet.ledger.owners import OwnerTable
 from procnet.ledger.verdict import (
@@ -54,7 +54,7 @@ class Account(NamedTuple):
     """What is booked: a consistent copy for a report. Nothing in it changes any more."""
 
     total: Tally
-    rows: list[tuple[RowKey, FlowRow]]
+    rows: list[tuple[RowKey, BookedFlow]]
     processes: list[tuple[ProcessId, Tally]]
     reasons: dict[Reason, Tally]
     only_on_wire: OnlyOnWire | None = None
@@ -315,7 +315,7 @@ class Ledger:
         return account
 
 
-def _account(shares: Shares, rows: list[tuple[RowKey, FlowRow]]) -> Account:
+def _account(shares: Shares, rows: list[tuple[RowKey, BookedFlow]]) -> Account:
     return Account(_sum(shares), rows, shares.processes(), shares.reasons())
 
 

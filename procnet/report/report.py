@@ -6,8 +6,7 @@ import socket
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from procnet.ledger.flows import FlowRow as BookedFlow
-from procnet.ledger.flows import RowKey, Tally
+from procnet.ledger.flows import BookedFlow, RowKey, Tally
 from procnet.ledger.ledger import Account
 from procnet.model import (
     Evidence,

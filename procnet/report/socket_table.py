@@ -60,7 +60,7 @@ def socket_rows(
     return [_row(s, map(described, sorted(scan.holders.get(s.inode, nobody)))) for s in ordered]
 
 
-def as_text(rows: Sequence[SocketRow]) -> str:
+def sockets_as_text(rows: Sequence[SocketRow]) -> str:
     """A table with aligned columns, one line per socket and a first line of headings.
 
     Several holders stand in one cell, by pid, separated by commas; ``-`` is for no known holder.
@@ -71,7 +71,7 @@ def as_text(rows: Sequence[SocketRow]) -> str:
     return "".join("  ".join(map(str.ljust, line, widths)).rstrip() + "\n" for line in lines)
 
 
-def as_json(rows: Sequence[SocketRow], scan: SocketScan) -> dict[str, Any]:
+def sockets_as_json(rows: Sequence[SocketRow], scan: SocketScan) -> dict[str, Any]:
     """The rows and the losses of their scan as what ``json.dumps`` takes.
 
     Keys are those of ``procnet.report/1``; text is as it is, not escaped for a terminal.

@@ -51,7 +51,7 @@ def socket_use(event: OwnerEvent, process: Process | None) -> SocketUse:
     )
 
 
-def as_json(use: SocketUse) -> dict[str, Any]:
+def use_as_json(use: SocketUse) -> dict[str, Any]:
     """A dict that ``json.dumps`` takes, with the schema in it: each line stands for itself."""
     return {
         "schema": SCHEMA,
@@ -66,7 +66,7 @@ def as_json(use: SocketUse) -> dict[str, Any]:
     }
 
 
-def as_text(use: SocketUse) -> str:
+def use_as_text(use: SocketUse) -> str:
     """One line without its newline; nothing in it can steer a terminal."""
     who = "the kernel"
     if use.process is not None:

@@ -70,8 +70,10 @@ def _texts(process: Process, interface: str, reason: str) -> Iterator[str]:
     yield as_text.report_as_text(report)
     yield as_text.frame_as_text(report, width=100)
     yield as_text.features_as_text(report.features)
-    yield socket_table.as_text(socket_table.socket_rows(_scan(process), lambda each: process))
-    yield socket_use.as_text(socket_use.socket_use(_event(process), process))
+    yield socket_table.sockets_as_text(
+        socket_table.socket_rows(_scan(process), lambda each: process)
+    )
+    yield socket_use.use_as_text(socket_use.socket_use(_event(process), process))
 
 
 def _check_text(texts: Iterator[str], plain_texts: Iterator[str]) -> None:
@@ -88,8 +90,8 @@ def _check_shown(text: str) -> None:
 def _objects(process: Process, interface: str, reason: str) -> Iterator[Any]:
     yield as_json.report_as_json(_report(process, interface, reason))
     scan = _scan(process)
-    yield socket_table.as_json(socket_table.socket_rows(scan, lambda each: process), scan)
-    yield socket_use.as_json(socket_use.socket_use(_event(process), process))
+    yield socket_table.sockets_as_json(socket_table.socket_rows(scan, lambda each: process), scan)
+    yield socket_use.use_as_json(socket_use.socket_use(_event(process), process))
 
 
 def _check_json(value: Any) -> None:

@@ -36,7 +36,7 @@ from procnet.model import (
     ProcessId,
     unmapped,
 )
-from procnet.report.socket_use import as_text, socket_use
+from procnet.report.socket_use import socket_use, use_as_text
 from procnet.sockets.process import ProcessTable
 from tests.fuzz.pieces import join, split
 
@@ -117,7 +117,7 @@ def _check_events(data: bytes) -> None:
         assert event.remote_address in each.remote_address
         event.name.encode()
         person = Process(*event.process, name=event.name)
-        assert as_text(socket_use(event, person)).isprintable()
+        assert use_as_text(socket_use(event, person)).isprintable()
     for netns in {each.netns for each in raw}:
         alone, _ = decode_events(records, netns)
         assert [each._replace(time_ns=0) for each in alone] == [

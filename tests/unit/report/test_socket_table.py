@@ -3,7 +3,7 @@ from __future__ import annotations
 import json
 
 from procnet.model import ICMP, TCP, UDP, Process, ProcessId, Socket, SocketScan
-from procnet.report.socket_table import as_json, as_text, socket_rows
+from procnet.report.socket_table import socket_rows, sockets_as_json, sockets_as_text
 
 LO = bytes([127, 0, 0, 1])
 LO6 = bytes(15) + b"\x01"
@@ -58,7 +58,7 @@ def test_a_holder_of_which_nothing_is_known_has_its_id() -> None:
     scan = scan_of(LISTENER, holders={501: [ProcessId(77, 13)]})
     (row,) = socket_rows(scan, lambda process: None)
     assert row.processes == (Process(77, 13, ""),)
-    assert as_text([row]).splitlines()[1].split()[-3:] == ["77", "-", "-"]
+    assert sockets_as_text([row]).splitlines()[1].split()[-3:] == ["77", "-", "-"]
 
 
 def test_a_process_is_asked_for_once() -> None:
@@ -85,24 +85,24 @@ def test_rows_are_ordered_by_number_and_not_by_text() -> None:
 
 
 def test_the_table_is_aligned() -> None:
-    assert as_text(socket_rows(SHARED, KNOWN.get)) == ALIGNED
+    assert sockets_as_text(socket_rows(SHARED, KNOWN.get)) == ALIGNED
 
 
 def test_no_name_breaks_a_line_or_steers_the_terminal() -> None:
-    text = as_text(socket_rows(SHARED, KNOWN.get))
+    text = sockets_as_text(socket_rows(SHARED, KNOWN.get))
     assert text.count("\n") == 5
     assert "\x1b" not in text
 
 
 def test_a_table_of_nothing_has_its_headings() -> None:
-    assert as_text([]) == "Proto  State  Local  Remote  Netns  PID  Process  User\n"
+    assert sockets_as_text([]) == "Proto  State  Local  Remote  Netns  PID  Process  User\n"
 
 
 def test_json_has_the_keys_of_the_report_schema() -> None:
     scan = scan_of(
         Socket(11, ICMP, 4, LO, 77, LO, 77, "established", 504, 1000), holders={504: [EVIL.id]}
     )
-    document = as_json(socket_rows(scan, KNOWN.get), scan)
+    document = sockets_as_json(socket_rows(scan, KNOWN.get), scan)
     assert json.loads(json.dumps(document)) == {
         "schema": "procnet.sockets/1",
         "started_ns": 1,
