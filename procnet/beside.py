@@ -50,6 +50,8 @@ class Beside:
                 self._sockets.close()
             counts = self._sockets.drain(surely=True)
         finally:
+            if self._sockets.holds_back:
+                self._drained.append(_Drained(began_ns, None))
             self._drained.append(_Drained(began_ns, counts))
 
     def comparing(self) -> Iterator[bool]:

@@ -65,6 +65,8 @@ class KernelCounts:
 
     def __init__(self, loaded: _Loaded, held: contextlib.ExitStack) -> None:
         """Use open()."""
+        self.holds_back = False
+        """Could the last drain not read all that there was?"""
         self._program = loaded.program
         self._tables = loaded.tables
         self._overflow = loaded.overflow
@@ -72,7 +74,7 @@ class KernelCounts:
         self._held = held
         self._lock = threading.Lock()
         self._closed = False
-        # What was read; more than one drain's, where one was broken off.
+        # What was read and not handed over, where a drain was broken off.
         self._entries: list[tuple[bytes, bytes]] = []
         self._evicted: list[tuple[int, bool, CountedSums]] = []
         self._overflowed: dict[tuple[int, int], tuple[int, ...]] = {}
@@ -115,23 +117,23 @@ class KernelCounts:
 
         Costs nothing where nothing was. ``surely`` does not believe in that: for the last drain of
         a socket. Otherwise a count may, rarely, come with the next one that something else causes.
+
+        Raises LoadError: what had been read comes with the next one, and that does not raise, but
+        if it is a sure one, or what fails for ever would let the rest pile up here.
         """
-        boot_ns = 0
         with self._lock:
             if not self._closed:
+                has_left = bool(self._entries or self._evicted)
+                self.holds_back = True
                 try:
-                    if self._news.take(_ENTRIES) or surely:
-                        self._take()
-                    if self._news.take(_OVERFLOW) or surely:
-                        self._take_overflow()
-                    if self._entries or self._evicted:
-                        boot_ns = boot_to_wall_ns()
-                except BaseException:
-                    # What was read is kept, and what was not is news the next time.
-                    self._news.put_back(_ENTRIES, _OVERFLOW)
-                    raise
+                    self._read(surely=surely)
+                    self.holds_back = False
+                except LoadError:
+                    if surely or not has_left:
+                        raise
             entries, self._entries = self._entries, []
             evicted, self._evicted = self._evicted, []
+        boot_ns = boot_to_wall_ns() if entries or evicted else 0
         return Counted(boot_ns, [_unpack(*batch) for batch in entries], evicted)
 
     @property
@@ -150,6 +152,17 @@ class KernelCounts:
             if not self._closed:
                 self._closed = True
                 self._held.close()
+
+    def _read(self, *, surely: bool) -> None:
+        try:
+            if self._news.take(_ENTRIES) or surely:
+                self._take()
+            if self._news.take(_OVERFLOW) or surely:
+                self._take_overflow()
+        except BaseException:
+            # What was read is kept, and what was not is news the next time.
+            self._news.put_back(_ENTRIES, _OVERFLOW)
+            raise
 
     def _take(self) -> None:
         for keys, values in self._tables.take():

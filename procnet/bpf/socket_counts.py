@@ -75,7 +75,6 @@ class SocketCounts:
     interfaces: tuple[str, ...] = ()
     """None: a socket sees no interface."""
     counts_in_kernel = True
-    holds_back = False
     dropped_packets = interruptions = 0
     """No packet waits to be read, and nothing goes away that would have to be opened anew."""
 
@@ -83,6 +82,8 @@ class SocketCounts:
         """``bpf`` is loaded, and whoever has it closes this first. Raises LoadError."""
         from procnet.bpf.batches import HashMap, TwoTables
 
+        self.holds_back = False
+        """Could the last drain not read all that there was?"""
         self.unsplit_packets = 0
         """Packets of sockets with too many remote ends at once: theirs is unknown. Only grows."""
         self.shows_answers: set[int] = set()
@@ -139,13 +140,19 @@ class SocketCounts:
         """What was counted since the last call; ``surely`` does not believe that there is nothing.
 
         All of it, whatever is the ``most`` that is asked for. Raises LoadError or LayoutError: what
-        had been read comes with the next one.
+        had been read comes with the next one, and that does not raise, or what fails for ever would
+        let the rest pile up here.
         """
         with self._lock:
             if not self._closed:
-                started_s = time.monotonic()
+                has_left, started_s = bool(self._left), time.monotonic()
+                self.holds_back = True
                 try:
                     self._read(surely=surely)
+                    self.holds_back = False
+                except LoadError:
+                    if not has_left:
+                        raise
                 finally:
                     self._drained_s = time.monotonic()
                     pause_s = (self._drained_s - started_s) * (1 / READ_SHARE - 1)

@@ -33,6 +33,9 @@ _new = tuple.__new__
 class Engine(Protocol):
     """Counts for the handles that it is attached to; what it cannot read still comes to them."""
 
+    holds_back: bool
+    """Could the last drain not read all that there was?"""
+
     def attach(self, descriptor: int) -> None:
         """Counts what a packet socket would be given, from now on and until it is closed."""
 
@@ -103,8 +106,8 @@ class KernelSide:
 
     @property
     def holds_back(self) -> bool:
-        """Was there more than the last drain asked for?"""
-        return bool(self._taken)
+        """Was there more than the last drain asked for, or could be read?"""
+        return bool(self._taken) or self._engine.holds_back
 
     def _take(self, surely: bool) -> None:
         boot_ns, batches, evicted = self._engine.drain(surely=surely)

@@ -21,7 +21,7 @@ from procnet.capture.interfaces import (
     list_interfaces,
     local_addresses,
 )
-from procnet.errors import CaptureError, ProcnetError
+from procnet.errors import CaptureError, LoadError, ProcnetError
 from procnet.model import FlowCount
 
 REOPEN_EVERY_S = 1.0
@@ -147,20 +147,26 @@ class Tap:
 
     @property
     def holds_back(self) -> bool:
-        """Was there more than the last drain asked for?"""
+        """Was there more than the last drain asked for, or could be read?"""
         return self._kernel is not None and self._kernel.holds_back
 
     def drain(self, most: int | None = None) -> list[FlowCount]:
         """What was counted since the last call.
 
         Of what the kernel counted about ``most``, if there is more: then another one is due soon.
+        Raises LoadError: what there was comes with the next one, and that does not raise, or what
+        fails for ever would let the rest pile up here.
         """
         self._drained_s = time.monotonic()
-        # What there is stays here if it fails half-way.
+        has_left = bool(self._left)
         for entry in self._listening.values():
             self._left += entry.counter.drain()
         if self._kernel is not None:
-            self._left += self._kernel.drain(most)
+            try:
+                self._left += self._kernel.drain(most)
+            except LoadError:
+                if not has_left:
+                    raise
         # Kept as a figure: another thread must never call into a handle that is being closed.
         self.dropped_packets = self._dropped_before_packets + sum(
             entry.handle.dropped_packets() for entry in self._listening.values()

@@ -21,6 +21,7 @@ class Sockets:
 
     shows_answers = frozenset((4, 16))
     is_due = True
+    holds_back = False
 
     def __init__(self, *drains: list[FlowCount] | None) -> None:
         self._drains = list(drains)
@@ -76,5 +77,13 @@ def test_after_a_drain_that_failed_nothing_of_before_is_compared() -> None:
     each, comparison = beside(Sockets(None, [datagrams(2)]))
     with pytest.raises(LoadError):
         each.drain(now=False, last=False)
+    each.drain(now=False, last=False)
+    assert left(each, comparison) == (0, 5)
+
+
+def test_after_a_drain_that_was_no_whole_one_nothing_of_before_is_compared() -> None:
+    sockets = Sockets([datagrams(2)])
+    sockets.holds_back = True
+    each, comparison = beside(sockets)
     each.drain(now=False, last=False)
     assert left(each, comparison) == (0, 5)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import itertools
 import os
 from collections.abc import Iterator
 
@@ -12,6 +13,7 @@ import pytest
 from procnet.bpf import batches
 from procnet.bpf.counts import _COUNT, _KEY, _OVERFLOW_KEY, KernelCounts, _Loaded
 from procnet.errors import LoadError
+from procnet.model import CountedEnds
 from tests.unit.bpf.fakes import fake_news
 
 FLOWS, BATCH = 23, 13
@@ -74,6 +76,40 @@ def test_a_drain_that_fails_half_way_loses_nothing(
     found = [ends for _, batch in drained for ends, _ in batch]
     assert len(set(found)) == len(found) == sum(number for number, _ in drained) == 2 * FLOWS
     assert counts.drain(surely=True).batches == []
+
+
+def test_what_fails_for_ever_keeps_nothing_else_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    counts, first, second, overflow = open_counts(monkeypatch)
+    tables = itertools.cycle((first, second))
+    found: set[CountedEnds] = set()
+    for drain in range(0, 2 * FLOWS, 2):
+        for number in (drain, drain + 1):
+            next(tables).count(range(number * FLOWS, (number + 1) * FLOWS))
+            overflow.refuses = 0
+            if number == drain:
+                with pytest.raises(LoadError):
+                    counts.drain(surely=True)
+        handed_over = counts.drain()
+        assert counts.holds_back
+        found.update(ends for _, batch in handed_over.batches for ends, _ in batch)
+        assert len(found) == (drain + 2) * FLOWS
+    with pytest.raises(LoadError):
+        overflow.refuses = 0
+        counts.drain(surely=True)
+    assert counts.drain().batches == []
+    assert not counts.holds_back
+
+
+def test_a_sure_drain_that_fails_says_so_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    counts, first, _, overflow = open_counts(monkeypatch)
+    first.count(range(FLOWS))
+    for _ in range(3):
+        overflow.refuses = 0
+        with pytest.raises(LoadError):
+            counts.drain(surely=True)
+    counts.close()
+    ((number, _), *_), boot_ns = (drained := counts.drain()).batches, drained.boot_ns
+    assert number == BATCH and boot_ns > 0
 
 
 def test_what_found_the_table_full_is_not_younger_than_the_last_reading_to_the_end(

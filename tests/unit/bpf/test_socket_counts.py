@@ -260,6 +260,33 @@ def test_whatever_fails_again_and_again_nothing_is_lost_or_told_twice(opened: Op
     assert failures > 199
 
 
+def test_what_fails_for_ever_keeps_nothing_else_back(
+    opened: Opened, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kernel, counts = opened(0, never)
+
+    def refuse(*_: int) -> None:
+        raise LoadError("never")
+
+    told, reached = Told(), 0
+    with monkeypatch.context() as patch:
+        patch.setattr(batches, "put_map", refuse)
+        for _ in range(2 * DRAINS):
+            kernel.quiet = False
+            kernel.go_on(11)
+            kernel.quiet = True
+            for _ in range(2):
+                told.drain(counts)
+                assert counts.holds_back
+            reached = sum(packets for socket, packets in kernel.moved.items() if socket > 1000)
+            assert told.packets.total() == kernel.moved.total() - reached
+    assert told.failures >= 2 * DRAINS - 2 and reached > 0
+    told.drain(counts)
+    assert not counts.holds_back
+    assert told.packets == kernel.moved
+    counts.close()
+
+
 @pytest.mark.parametrize("seed", range(SEEDS))
 def test_what_fails_once_when_it_is_closed_is_still_read(opened: Opened, seed: int) -> None:
     failed = True

@@ -42,6 +42,7 @@ class FakeEngine:
         self.attached: list[int] = []
         self.surely: list[bool] = []
         self.closed = False
+        self.holds_back = False
         self.waiting = 0
 
     def attach(self, descriptor: int) -> None:
@@ -260,6 +261,14 @@ def test_so_much_waits_and_no_more(
     assert len(engine.surely) == 2
     engine.waiting = 0
     assert len(side.release(ETH)) == 3 * BATCH
+
+
+def test_what_the_engine_could_not_read_is_held_back(engine: FakeEngine, side: KernelSide) -> None:
+    engine.rows, engine.holds_back = [row(OUT)], True
+    assert len(side.drain()) == 1
+    assert side.holds_back
+    engine.holds_back = False
+    assert not side.holds_back
 
 
 def test_ipv6_addresses_are_whole(engine: FakeEngine, side: KernelSide) -> None:
