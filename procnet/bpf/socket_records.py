@@ -134,8 +134,9 @@ class Differences:
             of_sockets.setdefault(record[9] << 1 | record[26] & _REST, []).append(record)
         for socket, its_records in of_sockets.items():
             if len(its_records) > 1:
-                # Two may be written at the same time, but a socket's figures only grow.
-                its_records.sort(key=lambda record: record.packets)
+                # Two may be written at the same time, but a socket's figures only grow. A row that
+                # was read after a change of hands says nothing new, and not whose it was.
+                its_records.sort(key=lambda record: (record.packets, record.since_ns))
             known = self._known.get(socket) or self._known_before.get(socket)
             if known is None:
                 passed_over = self._known_long_before.get(socket)

@@ -160,6 +160,12 @@ def test_what_was_told_of_nothing_is_not_older_than_the_last_change_of_hands() -
     assert (count.first_ns, count.last_ns) == (BOOT_NS + 90, MONOTONIC_NS + 90)
 
 
+def test_a_row_after_a_change_of_hands_does_not_tell_what_its_record_tells() -> None:
+    row, of_the_change = record(3, since_ns=90, time_ns=97), record(3, since_ns=10, time_ns=89)
+    (count,) = Differences().take([row, of_the_change], CLOCKS)
+    assert (count.packets, count.first_ns) == (3, BOOT_NS + 10)
+
+
 def test_a_tick_is_early_and_never_before_the_change_of_hands() -> None:
     late = record(1, time_ns=900, since_ns=800, last_ns=7)
     (count,) = Differences().take([late], CLOCKS)
