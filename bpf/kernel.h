@@ -159,10 +159,19 @@ struct sk_buff_head {
 	__u32 qlen;
 };
 
+typedef struct {
+	int counter;
+} atomic_t;
+
+typedef struct refcount_struct {
+	atomic_t refs;
+} refcount_t;
+
 struct sock {
 	struct sock_common __sk_common;
 	struct sk_buff_head sk_receive_queue;
 	socket_lock_t sk_lock;
+	refcount_t sk_wmem_alloc;
 	int sk_write_pending; /* senders that wait for room, without the lock */
 	__u16 sk_type;     /* a plain member since 5.6, bf9765145b85 */
 	__u16 sk_protocol; /* the same */
@@ -181,15 +190,8 @@ struct udp_sock {
 struct tcp_sock {
 	__u32 write_seq;
 	__u32 snd_nxt;
+	__u32 snd_una;
 };
-
-typedef struct {
-	int counter;
-} atomic_t;
-
-typedef struct refcount_struct {
-	atomic_t refs;
-} refcount_t;
 
 struct sk_buff {
 	struct sock *sk;
@@ -198,6 +200,7 @@ struct sk_buff {
 	unsigned char *data;
 	unsigned int len;
 	unsigned int data_len;
+	unsigned int truesize;
 	__be16 protocol;
 	__u16 network_header;
 	__u16 transport_header;

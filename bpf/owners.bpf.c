@@ -84,6 +84,12 @@ const struct {
 /* The only network namespace that is told of, by its inode; 0 for all. User space may set it. */
 const volatile __u32 procnet_only_netns SEC(".rodata.netns") = 0;
 
+/*
+ * Whether packets are counted where they are captured, behind what they may wait in. Sockets count
+ * them before that, and there it is no doubt. User space may set it to 0.
+ */
+const volatile __u32 procnet_captured SEC(".rodata.captured") = 1;
+
 #define RING_BYTES (4 << 20) /* events of 120 bytes: 34,000 of them between two reads */
 #define PROCESS_RING_BYTES (4 << 20) /* 1,600 of them */
 #define USERS 65536
@@ -128,6 +134,11 @@ struct procnet_use {
 	struct procnet_tuple tuple;
 };
 
+struct procnet_user {
+	__u64 user;
+	__u64 is_shared; /* when it was told, packets of others' still had to leave */
+};
+
 struct {
 	__uint(type, BPF_MAP_TYPE_SK_STORAGE);
 	__uint(map_flags, BPF_F_NO_PREALLOC);
@@ -150,7 +161,9 @@ struct procnet_connection {
 	__u8 is_waiting; /* the sender's first byte has not left yet: send_queues */
 	__u8 is_shared;  /* the sender's bytes leave mixed with another's, nobody can tell which */
 	__u8 is_closing;
-	__u8 pad[3];
+	__u8 is_below;  /* it is shared because of what was sent before `below`, and still waits there */
+	__u8 pad[2];
+	__u32 below;
 };
 
 struct {
@@ -195,7 +208,7 @@ struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
 	__uint(max_entries, USERS);
 	__type(key, struct procnet_use);
-	__type(value, __u64);
+	__type(value, struct procnet_user);
 } users SEC(".maps");
 
 struct {
@@ -638,6 +651,32 @@ static __always_inline bool submit_kept(const struct procnet_owner_event *kept, 
 	return true;
 }
 
+/* Each weighs more, but an acknowledgement of TCP's 2: skb_set_tcp_pure_ack() (include/net/tcp.h). */
+#define PACKET_BYTES 256
+
+/*
+ * Does anything that was sent by the socket still wait below it, in a queueing discipline or for the
+ * device? Taps see a packet when the device takes it, and the socket pays for it until the device,
+ * loopback, or the receiver behind a virtual cable has done with it: so this may say yes too long,
+ * and never no too early.
+ */
+static __always_inline bool has_below(struct sock *sk)
+{
+	return procnet_captured &&
+	       BPF_CORE_READ(sk, sk_wmem_alloc.refs.counter) > PACKET_BYTES;
+}
+
+/* The same of its socket, but for this packet, which is just on its way there. */
+static __always_inline bool has_others_below(struct __sk_buff *skb)
+{
+	/* The context is the kernel's own struct sk_buff; skb->sk may not be looked into. */
+	struct sk_buff *own = (struct sk_buff *)skb;
+
+	return procnet_captured && BPF_CORE_READ(own, sk, sk_wmem_alloc.refs.counter) -
+						   (int)BPF_CORE_READ(own, truesize) >
+					   PACKET_BYTES;
+}
+
 static __always_inline void note(struct procnet_socket *socket, const struct seen *seen)
 {
 	socket->inode = seen->inode;
@@ -646,11 +685,16 @@ static __always_inline void note(struct procnet_socket *socket, const struct see
 		socket->id = bpf_ktime_get_boot_ns() * MIX + seen->inode;
 }
 
-/* Tells of a datagram socket, unless the same process was the last to use it for the same tuple. */
+/*
+ * Tells of a datagram socket, unless the same process was the last to use it for the same tuple. Where
+ * packets of the one before still wait below, nobody can tell whose the next ones are that leave,
+ * until one finds nothing there; until then `told` is 0, and each comes by here. `skb` is what is sent.
+ */
 static __always_inline void tell(void *sk, struct procnet_socket *socket, struct seen *seen,
-				 __u64 user, __u32 what)
+				 __u64 user, __u32 what, struct __sk_buff *skb)
 {
-	__u64 told = digest(user, &seen->tuple), *last;
+	__u64 told = digest(user, &seen->tuple);
+	struct procnet_user now = {.user = user}, *last;
 	struct procnet_use use;
 
 	if (socket->told == told)
@@ -658,14 +702,17 @@ static __always_inline void tell(void *sk, struct procnet_socket *socket, struct
 	use.socket = socket->id;
 	__builtin_memcpy(&use.tuple, &seen->tuple, sizeof(use.tuple));
 	last = bpf_map_lookup_elem(&users, &use);
-	if (!last || *last != user) {
+	if (!last || last->user != user || last->is_shared) {
+		now.is_shared = last && (what == PROCNET_SEND ? has_others_below(skb) : has_below(sk));
+		if (now.is_shared && last->user == user)
+			return;
 		/* A lost event is told again at the next call. */
-		if (!submit(seen, what))
+		if (!submit(seen, now.is_shared ? what | SHARED : what))
 			return;
 		split_counts(sk);
-		bpf_map_update_elem(&users, &use, &user, BPF_ANY);
+		bpf_map_update_elem(&users, &use, &now, BPF_ANY);
 	}
-	socket->told = told;
+	socket->told = now.is_shared ? 0 : told;
 }
 
 /* TCP: one tuple for each socket, so that the user alone says whether it was told. --------------*/
@@ -854,16 +901,40 @@ static __always_inline void queue_behind(struct sock *sk, struct procnet_connect
 		split_counts(sk);
 		connection->sender = user;
 		connection->is_shared = true;
+		connection->is_below = false;
 	}
 }
 
-/* What the caller writes is `from` there on. `is_busy`: others write too. */
-static __always_inline int send_tcp(struct sock *sk, struct procnet_hand_over from, bool is_busy)
+static __always_inline bool is_before(__u32 seq, __u32 other)
+{
+	return (__s32)(seq - other) < 0;
+}
+
+/* Does anything of a connection from before that number? What was acknowledged has left. */
+static __always_inline bool waits_below(struct sock *sk, __u32 seq)
+{
+	return has_below(sk) && is_before(BPF_CORE_READ((struct tcp_sock *)sk, snd_una), seq);
+}
+
+static __always_inline bool waits_below_others(struct __sk_buff *skb, __u32 seq)
+{
+	struct tcp_sock *tcp = (void *)BPF_CORE_READ((struct sk_buff *)skb, sk);
+
+	return has_others_below(skb) && is_before(BPF_CORE_READ(tcp, snd_una), seq);
+}
+
+/*
+ * What the caller writes is `from` there on. `is_busy`: others write too. `skb`: what is sent of it
+ * just now, if anything is.
+ */
+static __always_inline int send_tcp(struct sock *sk, struct procnet_hand_over from, bool is_busy,
+				    struct __sk_buff *skb)
 {
 	struct procnet_connection *connection = connection_of(sk);
 	struct tcp_sock *tcp = (struct tcp_sock *)sk;
 	__u64 user = current_user();
-	__u32 what = PROCNET_SEND | SENDS;
+	__u32 below, what = PROCNET_SEND | SENDS;
+	bool is_still, is_below;
 	struct seen seen;
 
 	if (connection && is_helped(connection))
@@ -887,14 +958,21 @@ static __always_inline int send_tcp(struct sock *sk, struct procnet_hand_over fr
 		connection->is_opened = false;
 		return 0;
 	}
-	if (is_busy || (__s32)(from.from_seq - BPF_CORE_READ(tcp, snd_nxt)) > 0) {
+	is_still = connection->is_below && connection->sender == user;
+	if (!is_still && (is_busy || is_before(BPF_CORE_READ(tcp, snd_nxt), from.from_seq))) {
 		queue_behind(sk, connection, &seen, what, from, is_busy);
 		return 0;
 	}
-	if (submit(&seen, what)) {
+	below = is_still ? connection->below : from.from_seq;
+	is_below = skb ? waits_below_others(skb, below) : waits_below(sk, below);
+	if (is_still && is_below)
+		return 0;
+	if (submit(&seen, is_below ? what | SHARED : what)) {
 		split_counts(sk);
 		connection->sender = user;
-		connection->is_waiting = connection->is_shared = false;
+		connection->is_waiting = false;
+		connection->is_shared = connection->is_below = is_below;
+		connection->below = below;
 	}
 	return 0;
 }
@@ -916,7 +994,7 @@ int BPF_PROG(on_tcp_sendmsg_locked, struct sock *sk)
 	if (is_sender(sk))
 		return 0;
 	from.from_seq = BPF_CORE_READ((struct tcp_sock *)sk, write_seq);
-	return send_tcp(sk, from, sk->sk_write_pending);
+	return send_tcp(sk, from, sk->sk_write_pending, NULL);
 }
 
 /*
@@ -936,7 +1014,7 @@ int BPF_PROG(on_tcp_send_length, struct sock *sk, int result)
 	connection = connection_of(sk);
 	from.from_seq = connection ? connection->written : write_seq;
 	if (!is_sender(sk))
-		send_tcp(sk, from, sk->sk_write_pending);
+		send_tcp(sk, from, sk->sk_write_pending, NULL);
 	connection = connection_of(sk);
 	if (connection)
 		connection->written = write_seq;
@@ -948,7 +1026,7 @@ int BPF_PROG(on_tcp_send_length, struct sock *sk, int result)
  * socket, no timer and no interrupt sends, but `current` does; if there are more bytes in the queue
  * than when the last call to send ended, it has put them there, unless another waits in its call.
  */
-static __noinline void send_at_egress(struct bpf_sock *sk)
+static __noinline void send_at_egress(struct __sk_buff *skb, struct bpf_sock *sk)
 {
 	struct tcp_sock *tcp = sk ? bpf_skc_to_tcp_sock(sk) : NULL;
 	struct sock *sock = (struct sock *)tcp;
@@ -964,7 +1042,7 @@ static __noinline void send_at_egress(struct bpf_sock *sk)
 	from.from_seq = connection->written;
 	connection->written = tcp->write_seq;
 	if (!is_sender(sock))
-		send_tcp(sock, from, false);
+		send_tcp(sock, from, false, skb);
 }
 
 /* Whoever else holds the lock may be about to write. */
@@ -975,7 +1053,7 @@ static __always_inline int send_unlocked(struct sock *sk)
 	if (is_sender(sk))
 		return 0;
 	from.from_seq = BPF_CORE_READ((struct tcp_sock *)sk, write_seq);
-	return send_tcp(sk, from, sk->sk_write_pending || sk->sk_lock.owned);
+	return send_tcp(sk, from, sk->sk_write_pending || sk->sk_lock.owned, NULL);
 }
 
 SEC("fentry/tcp_sendmsg")
@@ -1201,7 +1279,7 @@ static __noinline int send_packet(struct __sk_buff *skb, struct bpf_sock *sk)
 	}
 	seen.inode = socket->inode;
 	seen.netns = socket->netns;
-	tell(sk, socket, &seen, user, PROCNET_SEND);
+	tell(sk, socket, &seen, user, PROCNET_SEND, skb);
 	return 1;
 }
 
@@ -1236,17 +1314,14 @@ static __always_inline bool read_segment(struct __sk_buff *skb, struct segment *
 	return true;
 }
 
-static __always_inline bool is_before(__u32 seq, __u32 other)
-{
-	return (__s32)(seq - other) < 0;
-}
-
-/* A packet with bytes of several: of two, each is told how many are its own. */
+/*
+ * A packet with bytes of several: of two, each is told how many are its own. `is_exact`: unless it
+ * is not the next one that leaves.
+ */
 static __always_inline bool tell_parts(struct procnet_send_queue *queue, struct segment segment,
-				       __u8 flags)
+				       __u8 flags, bool is_exact)
 {
 	__u32 bytes = 0, others = 0, packet_bytes = segment.end_seq - segment.seq;
-	bool is_exact = true;
 
 	for (__u32 i = queue->told, n = 0; i != queue->made && n < HAND_OVERS; i++, n++) {
 		struct procnet_hand_over *from = &queue->hand_overs[i % HAND_OVERS];
@@ -1272,17 +1347,18 @@ static __always_inline bool tell_parts(struct procnet_send_queue *queue, struct 
 	return others;
 }
 
-/* Does this packet have the first byte of a sender that waits for that? */
-static __always_inline void hand_over_at(struct __sk_buff *skb, struct bpf_sock *sk)
+/*
+ * Does this packet have the first byte of a sender that waits for that? Not in line: few packets
+ * come by, and the stack of who counts them is full.
+ */
+static __noinline void hand_over_waiting(struct __sk_buff *skb, struct bpf_sock *sk,
+					 struct procnet_connection *connection)
 {
-	struct procnet_connection *connection = connection_of(sk);
 	struct procnet_send_queue *queue;
 	struct segment segment;
 	__u32 told;
 	__u8 flags;
 
-	if (!connection || !connection->is_waiting)
-		return;
 	queue = bpf_sk_storage_get(&send_queues, sk, NULL, 0);
 	if (!queue || !read_segment(skb, &segment))
 		return;
@@ -1293,17 +1369,32 @@ static __always_inline void hand_over_at(struct __sk_buff *skb, struct bpf_sock 
 		if (is_before(segment.seq, queue->hand_overs[told % HAND_OVERS].from_seq))
 			break;
 	if (told != queue->told) {
-		__u32 writer = queue->hand_overs[(told - 1) % HAND_OVERS].writer % WRITERS;
+		struct procnet_hand_over *from = &queue->hand_overs[(told - 1) % HAND_OVERS];
+		__u32 writer = from->writer % WRITERS;
+		bool is_below = waits_below_others(skb, from->from_seq);
 
-		if (!submit_kept(&queue->events[writer], flags, 0, 0))
+		if (!submit_kept(&queue->events[writer],
+				 is_below ? flags | PROCNET_FLAG_SHARED : flags, 0, 0))
 			return;
 		queue->told = told;
 		queue->writer = writer;
 		connection->is_waiting = told != queue->made;
+		if (!connection->is_waiting) {
+			connection->is_shared = connection->is_below = is_below;
+			connection->below = from->from_seq;
+		}
 		split_counts(sk);
 	}
-	if (connection->is_waiting && tell_parts(queue, segment, flags))
+	if (connection->is_waiting && tell_parts(queue, segment, flags, !has_others_below(skb)))
 		split_counts(sk);
+}
+
+static __always_inline void hand_over_at(struct __sk_buff *skb, struct bpf_sock *sk)
+{
+	struct procnet_connection *connection = connection_of(sk);
+
+	if (connection && connection->is_waiting)
+		hand_over_waiting(skb, sk, connection);
 }
 
 static __always_inline bool is_tcp(struct bpf_sock *sk)
@@ -1350,7 +1441,7 @@ int on_egress_and_tcp(struct __sk_buff *skb)
 	if (has_packets(sk))
 		send_packet(skb, sk);
 	if (is_tcp(sk)) {
-		send_at_egress(sk);
+		send_at_egress(skb, sk);
 		hand_over_at(skb, sk);
 	}
 	count_at(skb, sk, true);
@@ -1542,7 +1633,7 @@ static __always_inline int take(struct sock *sk, int result, int flags, bool wit
 	takes = result >= 0 && !(flags & (MSG_PEEK | MSG_ERRQUEUE)) && !is_kernel_thread();
 	if (socket->takes && end_take(&seen, socket)) {
 		if (takes)
-			tell(sk, socket, &seen, user, PROCNET_RECEIVE);
+			tell(sk, socket, &seen, user, PROCNET_RECEIVE, NULL);
 		known = true;
 	}
 	if (known || socket->taker == bpf_get_current_task_btf()->pid) {
@@ -1565,7 +1656,7 @@ static __always_inline int take(struct sock *sk, int result, int flags, bool wit
 			seen.tuple = tuple;
 		settle_queue(socket, sk);
 	}
-	tell(sk, socket, &seen, user, PROCNET_RECEIVE);
+	tell(sk, socket, &seen, user, PROCNET_RECEIVE, NULL);
 	socket->user = user;
 	return 0;
 }
@@ -1626,7 +1717,7 @@ int BPF_PROG(on_skb_consume_udp, struct sock *sk, struct sk_buff *skb, int lengt
 	if (!socket)
 		return 0;
 	note(socket, &seen);
-	tell(sk, socket, &seen, user, PROCNET_RECEIVE);
+	tell(sk, socket, &seen, user, PROCNET_RECEIVE, NULL);
 	socket->user = user;
 	return 0;
 }
@@ -1810,7 +1901,8 @@ int on_release(struct bpf_sock *ctx)
 		}
 		connection->is_closing = true;
 	}
-	submit(&seen, PROCNET_CLOSE);
+	submit(&seen, ctx->type != SOCK_STREAM && has_below(sk) ? PROCNET_CLOSE | SHARED :
+								   PROCNET_CLOSE);
 	return 1;
 }
 

@@ -35,7 +35,8 @@ enum procnet_event_kind {
 #define PROCNET_FLAG_RECEIVES 8
 /*
  * Bytes of the last sender's may leave after this one's first, and nobody can tell them apart; but if
- * there are `packet_bytes`: of a TCP packet with so many, `part_bytes` are this process's.
+ * there are `packet_bytes`: of a TCP packet with so many, `part_bytes` are this process's. Of a CLOSE:
+ * packets that were sent by the socket still have to leave.
  */
 #define PROCNET_FLAG_SHARED 16
 

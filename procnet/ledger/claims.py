@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from copy import copy
 from functools import lru_cache
 
@@ -32,7 +32,10 @@ CONTESTED_NS = 5_000_000_000
 TCP_GRACE_NS = 60_000_000_000
 """FIN, RST and TIME_WAIT answers come after the close: TCP_TIMEWAIT_LEN (include/net/tcp.h)."""
 OTHER_GRACE_NS = 1_000_000_000
-"""A datagram may wait in a queueing discipline after its sender has closed the socket and gone."""
+"""Longer than a datagram waits that has left for the device when its socket is closed."""
+QUEUED_NS = 10_000_000_000
+"""For so long packets may leave that waited below a socket when it was closed: as much as one may
+have there (SO_SNDBUF, 212,992 bytes) takes it at 170 kbit/s. Nothing tells when it has left."""
 
 
 def grace_ns(protocol: int) -> int:
@@ -70,6 +73,7 @@ class Claim:
     __slots__ = (
         "begin_ns",
         "blind",
+        "connects",
         "end_ns",
         "evidence",
         "forgotten",
@@ -79,6 +83,7 @@ class Claim:
         "kernel",
         "parts",
         "presumed",
+        "queued",
         "receives",
         "sends",
         "shared",
@@ -132,10 +137,19 @@ class Claim:
         # Accepted, but not used yet: whoever uses it first is the owner from the beginning. The
         # kernel tells the acceptor's own first use too.
         self.presumed = False
+        # Of a connection: its SYN was still to be sent when it was told.
+        self.connects = False
+        # Closed, with packets that may still have to leave: in a queueing discipline, or before it.
+        self.queued = False
 
     @property
     def is_open(self) -> bool:
         return self.end_ns == FOREVER_NS
+
+    @property
+    def closed_ns(self) -> int:
+        """What comes in later is not the owner's; what leaves may be."""
+        return self.sure_to_ns if self.queued else self.end_ns
 
     def split(self, sends: bool, receives: bool) -> Claim | None:
         """What it says of these directions, as a claim of its own, and no longer says itself.
@@ -177,15 +191,21 @@ class Claim:
         """It is about whom the event is about."""
         if not event.shared:
             self.users = alone(event.process)
+        self.shared = event.shared
         self.presumed = self.presumed and event.kind is EventKind.ACCEPT
         self.untaken = self.untaken and event.kind is not EventKind.RECEIVE
         self.kernel = event.kernel
         self.inode = self.inode or event.inode
 
-    def close(self, at_ns: int) -> None:
-        """Nothing after ``at_ns`` is the owner's, but what a closed socket still answers for."""
-        if self.end_ns > at_ns:
-            self.end_ns = at_ns
+    def close(self, at_ns: int, *, queued: bool = False) -> None:
+        """Nothing after ``at_ns`` is the owner's, but what a closed socket still answers for.
+
+        ``queued``: and packets that still have to leave, or may have to.
+        """
+        self.queued = queued and self.has_remote and (self.is_open or self.queued)
+        end_ns = at_ns + QUEUED_NS if self.queued else at_ns
+        if self.end_ns > end_ns:
+            self.end_ns = end_ns
         if self.sure_to_ns > at_ns:
             self.sure_to_ns = at_ns
 
@@ -203,6 +223,10 @@ class Claim:
             and self.end_ns + grace >= count.first_ns - CLOCK_SLACK_NS
         )
 
+    def may_take(self, count: FlowCount) -> bool:
+        """The same of a run that came in."""
+        return self.may_cover(count, 0) and self.closed_ns >= count.first_ns - CLOCK_SLACK_NS
+
     def surely_covers(self, count: FlowCount, slack_ns: int = CLOCK_SLACK_NS) -> bool:
         """Was the whole run moved while the witness saw this owner?"""
         return (
@@ -213,6 +237,13 @@ class Claim:
     def touches(self, begin_ns: int, end_ns: int, slack_ns: int = CLOCK_SLACK_NS) -> bool:
         """Does the sure interval share a moment with the given one?"""
         return self.sure_from_ns - slack_ns <= end_ns and begin_ns <= self.sure_to_ns + slack_ns
+
+
+def end_queued(claims: Iterable[Claim], event: OwnerEvent) -> None:
+    """Unless it says otherwise, whatever others had sent by the event's socket has left by then."""
+    for claim in claims:
+        if claim.queued and claim.inode == event.inode and not event.shared:
+            claim.close(event.time_ns)
 
 
 def told(event: OwnerEvent, begin_ns: int, *, has_remote: bool) -> Claim:
@@ -228,6 +259,7 @@ def told(event: OwnerEvent, begin_ns: int, *, has_remote: bool) -> Claim:
     )
     claim.kernel = event.kernel
     claim.presumed = event.kind is EventKind.ACCEPT
+    claim.connects = event.kind is EventKind.CONNECT
     claim.untaken = event.protocol == TCP and event.kind is not EventKind.RECEIVE
     return claim
 
@@ -265,6 +297,8 @@ def blurred(claims: Sequence[Claim], lost_ns: int) -> Claim:
     claim.injects = last.injects
     claim.sends = any(claim.sends for claim in claims)
     claim.receives = any(claim.receives for claim in claims)
+    claim.shared = any(claim.shared for claim in claims)
+    claim.queued = any(claim.queued for claim in claims)
     claim.takes = all(claim.takes for claim in claims)
     claim.blind = NOBODY.union(*(claim.blind for claim in claims))
     return claim

@@ -15,10 +15,12 @@ MAX_FLOWS = 65_536
 MAX_GENERATIONS = 64
 
 
-# For each, oldest first: when, whether it was sent, and whether anything but a SYN was seen since
-# (until then, another SYN is the same one sent again). One flat tuple of plain values, which the
-# collector of garbage passes over.
+# For each, oldest first: when, whether it was sent, whether anything but a SYN was seen since
+# (until then, another SYN is the same one sent again), and when the last one was. One flat tuple of
+# plain values, which the collector of garbage passes over.
 _Opened = tuple[int, ...]
+_FIRST, _SENT, _ANSWERED, _LAST = range(4)
+_SIZE = 4
 
 
 class Generations:
@@ -36,8 +38,8 @@ class Generations:
         if opened is not None:
             self._opened.move_to_end(key)
         if not count.opens:
-            if opened and not opened[-1]:
-                self._opened[key] = (*opened[:-1], True)
+            if opened and not opened[_ANSWERED - _SIZE]:
+                self._opened[key] = (*opened[: _ANSWERED - _SIZE], True, opened[-1])
             return
         if opened is None:
             if len(self._opened) >= self._max_flows:
@@ -45,31 +47,39 @@ class Generations:
             opened = ()
         answered = count.packets > 1
         # A SYN of the other side is no repetition, but another connection (or both open at once).
-        if not opened or opened[-1] or opened[-2] != count.sent:
-            opened = (*opened, count.first_ns, count.sent, answered)
-        elif answered:
-            opened = (*opened[:-1], True)
-        self._opened[key] = opened[-3 * MAX_GENERATIONS :]
+        if not opened or opened[_ANSWERED - _SIZE] or opened[_SENT - _SIZE] != count.sent:
+            opened = (*opened, count.first_ns, count.sent, answered, count.first_ns)
+        else:
+            opened = (*opened[: _ANSWERED - _SIZE], answered, count.first_ns)
+        self._opened[key] = opened[-_SIZE * MAX_GENERATIONS :]
 
     def forget(self, before_ns: int) -> None:
         """Lets go of connections that were followed by another one before that moment."""
-        followed = [key for key, opened in self._opened.items() if len(opened) > 3]
+        followed = [key for key, opened in self._opened.items() if len(opened) > _SIZE]
         for key in followed:
             opened = self._opened[key]
-            while len(opened) > 3 and opened[3] <= before_ns:
-                opened = opened[3:]
+            while len(opened) > _SIZE and opened[_SIZE] <= before_ns:
+                opened = opened[_SIZE:]
             self._opened[key] = opened
 
     def __len__(self) -> int:
         """The connections that it knows of."""
-        return sum(map(len, self._opened.values())) // 3
+        return sum(map(len, self._opened.values())) // _SIZE
 
     def interval(self, key: FlowKey, at_ns: int) -> tuple[int, int]:
         """(first, last) moment of the connection that the five-tuple stood for at ``at_ns``."""
         begin_ns, end_ns = ALWAYS_NS, FOREVER_NS
-        for opened_ns in self._opened.get(key, ())[::3]:
+        for opened_ns in self._opened.get(key, ())[_FIRST::_SIZE]:
             if opened_ns > at_ns:
                 end_ns = opened_ns
                 break
             begin_ns = opened_ns
         return begin_ns, end_ns
+
+    def last_syn_ns(self, key: FlowKey, begin_ns: int) -> int:
+        """When the connection that began then was asked for last; ``begin_ns`` if nobody knows."""
+        opened = self._opened.get(key, ())
+        for first_ns, last_ns in zip(opened[_FIRST::_SIZE], opened[_LAST::_SIZE], strict=True):
+            if first_ns == begin_ns:
+                return last_ns
+        return begin_ns

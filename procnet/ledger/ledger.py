@@ -17,7 +17,7 @@ from operator import attrgetter
 from typing import NamedTuple
 
 from procnet.errors import ConservationError
-from procnet.ledger.claims import ALWAYS_NS, ANY_TIME, FOREVER_NS, NOBODY
+from procnet.ledger.claims import ALWAYS_NS, ANY_TIME, CLOCK_SLACK_NS, FOREVER_NS, NOBODY
 from procnet.ledger.comparison import Comparison, OnlyOnWire
 from procnet.ledger.elsewhere import FORWARDED, Elsewhere
 from procnet.ledger.flows import MAX_FLOWS, BookedFlow, FlowTable, RowKey, Shares, Tally
@@ -235,10 +235,11 @@ class Ledger:
         if found is None and not self.owners.knows(port):
             verdict = NO_SOCKET if last_word else UNSEEN
         else:
-            generation = ANY_TIME
+            generation, asked_ns = ANY_TIME, ALWAYS_NS
             if key.protocol == TCP:
                 generation = self._generations.interval(key, count.first_ns)
-            when = _new(When, (generation, last_ns < self._looks_ns[1], last_word, late))
+                asked_ns = self._generations.last_syn_ns(key, generation[0]) + CLOCK_SLACK_NS
+            when = _new(When, (generation, last_ns < self._looks_ns[1], last_word, late, asked_ns))
             if found is None:
                 verdict = decide(self.owners, count, when)
                 if self.elsewhere.is_blind or self.elsewhere.translations.lost:

@@ -22,6 +22,7 @@ from procnet.ledger.claims import (
     Parts,
     alone,
     blurred,
+    end_queued,
     shifted,
     somebody,
     told,
@@ -48,8 +49,7 @@ class OwnerTable:
         self._sighted: dict[tuple[FlowKey, int], Claim] = {}
         self._contested: dict[FlowKey, int] = {}
         self._holders: dict[int, frozenset[ProcessId]] = {}
-        self.losses = Losses()
-        """Of events."""
+        self.losses = Losses()  # of events
         self._births = Births(2 * max_endpoints)
         self._previous_look_ns = ALWAYS_NS
 
@@ -102,6 +102,7 @@ class OwnerTable:
         begin_ns = ALWAYS_NS if takes else event.time_ns
         floor_ns = self._floor_ns(key, event)
         parts: Parts = ()
+        end_queued(claims, event)
         if event.kind is EventKind.RECEIVE:
             self._take_first(key, event)
         for known in [claim for claim in claims if claim.is_open]:
@@ -215,7 +216,7 @@ class OwnerTable:
         for key in self._by_inode.pop(event.inode, ()):
             for claim in (*self.claims(key), *self.listeners(key)):
                 if claim.inode == event.inode:
-                    claim.close(event.time_ns)
+                    claim.close(event.time_ns, queued=event.shared)
 
     # --- looks ---
 
@@ -278,7 +279,7 @@ class OwnerTable:
                         if not claim.receives:
                             continue
                         claim = self._part(key, claim, False, True)
-                    claim.close(scan.started_ns)
+                    claim.close(scan.started_ns, queued=key.protocol != TCP)
         self._holders = dict(scan.holders)
         self._births.look(scan.holders, self._previous_look_ns)
 
@@ -295,7 +296,7 @@ class OwnerTable:
         for known in claims:
             if known.evidence is not Evidence.KERNEL_EVENT or known.inode != inode:
                 continue
-            if scan.started_ns <= known.end_ns < FOREVER_NS:
+            if scan.started_ns <= known.closed_ns < FOREVER_NS:
                 return None  # closed since the look began
             if known.is_open:
                 # An event beats a look. It shows a socket that is still there, and who else might

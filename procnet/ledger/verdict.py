@@ -5,7 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
-from procnet.ledger.claims import ANY_TIME, CLOCK_SLACK_NS, NOBODY, Claim, Parts, grace_ns
+from procnet.ledger.claims import (
+    ANY_TIME,
+    CLOCK_SLACK_NS,
+    FOREVER_NS,
+    NOBODY,
+    Claim,
+    Parts,
+    grace_ns,
+)
 from procnet.ledger.keys import local_key
 from procnet.ledger.owners import OwnerTable
 from procnet.model import (
@@ -41,12 +49,14 @@ class When(NamedTuple):
     ``generation`` is the time of the TCP connection that it belongs to. ``looked``: the sockets
     were looked at since, so whoever shares the socket has had time to be heard of. ``last_word``:
     nothing better will be told. ``late``: whoever takes what has come in has had time to be told.
+    ``asked_ns``: when the connection was asked for last, by a SYN.
     """
 
     generation: tuple[int, int]
     looked: bool
     last_word: bool
     late: bool
+    asked_ns: int
 
 
 NO_SOCKET = Verdict(None, None, Reason.NO_SOCKET, NOBODY)
@@ -122,7 +132,7 @@ def _decide(owners: OwnerTable, count: FlowCount, when: When) -> Verdict:
     assert key is not None
     if key.protocol == TCP:
         return _of_connection(owners, count, when)
-    _, looked, last_word, _ = when
+    _, looked, last_word, _, _ = when
     claims = _claims_of_sender(owners, count) if count.sent else _claims_of_taker(owners, count)
     if not claims:
         if not last_word:
@@ -164,7 +174,8 @@ def _claims_of_sender(owners: OwnerTable, count: FlowCount) -> list[Claim]:
         for claim in exact
         if claim.evidence is Evidence.KERNEL_EVENT and claim.surely_covers(count)
     ]
-    return _surest(sure, exact, count) or claims
+    found = _surest(sure, exact, count) or claims
+    return found + [claim for claim in claims if claim.queued and claim not in found]
 
 
 def _claims_of_taker(owners: OwnerTable, count: FlowCount) -> list[Claim]:
@@ -176,7 +187,7 @@ def _claims_of_taker(owners: OwnerTable, count: FlowCount) -> list[Claim]:
         known = owners.claims(rung)
         if not known:
             continue
-        found = [claim for claim in known if claim.may_cover(count, 0) and not claim.injects]
+        found = [claim for claim in known if claim.may_take(count) and not claim.injects]
         claims += found
         told = any(claim.evidence is Evidence.KERNEL_EVENT for claim in found)
         if told and rung == count.key:
@@ -202,12 +213,19 @@ def _blind_takers(owners: OwnerTable, count: FlowCount, exact: list[Claim]) -> l
 
 def _of_connection(owners: OwnerTable, count: FlowCount, when: When) -> Verdict:
     assert count.key is not None
-    generation, looked, last_word, late = when
+    generation, looked, last_word, late, asked_ns = when
     claims = [
         claim
         for claim in owners.claims(count.key)
         if claim.touches(*generation) and _is_about(claim, count)
     ]
+    # Who connects is told before the SYN leaves, which may wait behind what another connection has
+    # sent: until it has left, nobody knows whose that is.
+    early = [claim for claim in claims if claim.connects and claim.sure_from_ns > asked_ns]
+    if early and generation != ANY_TIME:
+        if generation[1] == FOREVER_NS and any(claim.may_cover(count, 0) for claim in early):
+            return _ambiguous(claims) if last_word else SEEN
+        claims = [claim for claim in claims if claim not in early]
     if len(claims) > 1:
         # The next connection's owner is within the slack of the clocks, if it accepts at once.
         claims = [claim for claim in claims if claim.touches(*generation, slack_ns=0)] or claims
@@ -310,7 +328,8 @@ def _listener(owners: OwnerTable, count: FlowCount) -> Verdict:
 
 def _best(claims: list[Claim]) -> Verdict:
     """The one process that the claims agree on."""
-    if len(claims) == 1 and len(claims[0].users) == 1 and not claims[0].kernel:
+    shared = any(claim.shared for claim in claims)
+    if len(claims) == 1 and len(claims[0].users) == 1 and not claims[0].kernel and not shared:
         # What most runs come to.
         (process,) = claims[0].users
         return Verdict(process, claims[0].evidence, None, NOBODY)
@@ -319,7 +338,7 @@ def _best(claims: list[Claim]) -> Verdict:
         return NO_SOCKET
     if any(claim.kernel for claim in claims):
         return Verdict(None, None, Reason.KERNEL, NOBODY)
-    if len(users) > 1 or not all(claim.users for claim in claims):
+    if len(users) > 1 or shared or not all(claim.users for claim in claims):
         return _ambiguous(claims)
     (process,) = users
     evidence = min((claim.evidence for claim in claims), key=lambda evidence: evidence.rank)

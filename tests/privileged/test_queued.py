@@ -1,0 +1,129 @@
+"""A device that is slower than its senders: who is named for what waits in its queue?
+
+Captures see a packet when the device takes it; the process is known when it sends. Nobody may be
+named for what another one has sent before, and where nothing waits all is named as ever.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import pytest
+
+from tests.privileged.accuracy.judging import (
+    WIRE,
+    Evidence,
+    Truth,
+    flow_of,
+    judge,
+    moved,
+    named,
+    process_of,
+    settled,
+    share_of_each,
+)
+from tests.privileged.accuracy.setting import Leg
+from tests.privileged.lab import DEVICE, Count, Lab
+from tests.privileged.namespace import TOP
+from tests.privileged.reporting import SIDES, Reporter
+from tests.workloads.queued import KINDS, LAST_NUMBER, LAST_SIZE
+
+SCENES = tuple(each.__name__ for each in KINDS)
+# 42 ms for each datagram of a scene.
+SLOW = "root tbf rate 200kbit burst 1600 latency 20s"
+PATIENCE_S = 200.0
+TWO_USERS = ("shared_connected", "shared_unconnected", "connection")
+"""Of one socket; the second one sends again when all has left."""
+
+
+class Run(NamedTuple):
+    """What the processes say, by scene, and what was reported of it."""
+
+    truths: dict[str, Truth]
+    evidence: Evidence
+
+    def show(self, name: str) -> None:
+        """For who has to find out why."""
+        for flow in {flow_of(entry) for entry in self.truths[name]}:
+            entries = [entry for entry in self.truths[name] if flow_of(entry) == flow]
+            print(flow, *(moved(entries, side) for side in SIDES))
+            for row in self.evidence.rows(entries[0]):
+                print("    ", row["process"] or row["reason"], *(row[side] for side in SIDES))
+
+
+def play(lab: Lab, counting: str) -> Run:
+    lab.host.run(["tc", "qdisc", "add", "dev", DEVICE, *SLOW.split()])
+    where = [] if counting == "socket" else ["--interface", DEVICE]
+    reporter = Reporter(lab.host, *where, "--kernel", "core", "--counting", counting)
+    program = [sys.executable, "-S", "-E", "-m", "tests.workloads.queued"]
+    players = lab.host.popen(
+        [*program, str(lab.peer.path), lab.host.ipv4, lab.peer.ipv4],
+        cwd=TOP, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    said, _ = players.communicate(timeout=PATIENCE_S)
+    assert players.returncode == 0, "the players died"
+    truths = {name: settled(truth) for name, truth in json.loads(said).items()}
+    lab.settle()
+    report = reporter.finish()
+    loss = report["loss"]
+    assert (loss["capture_dropped_packets"], loss["events_lost"]) == (0, 0)
+    return Run(truths, Evidence(report, crossed(lab), lab.host.inode, 0))
+
+
+def crossed(lab: Lab) -> dict[Leg, Count]:
+    """What the second witness has seen on the cable."""
+    legs = {}
+    for flow, wire in lab.wire_flows().items():
+        here, there = (flow.host_address, flow.host_port), (flow.peer_address, flow.peer_port)
+        legs[Leg(DEVICE, flow.protocol, here, there)] = wire.sent
+        legs[Leg(DEVICE, flow.protocol, there, here)] = wire.received
+    return legs
+
+
+@pytest.fixture(scope="module", params=["kernel", "python"])
+def captured(request: pytest.FixtureRequest) -> Iterator[Run]:
+    with Lab() as lab:
+        yield play(lab, request.param)
+
+
+@pytest.fixture(scope="module")
+def of_sockets() -> Iterator[Run]:
+    with Lab() as lab:
+        yield play(lab, "socket")
+
+
+@pytest.mark.parametrize("name", SCENES)
+def test_nobody_is_named_for_what_another_one_has_sent(captured: Run, name: str) -> None:
+    captured.show(name)
+    for layer, share in judge(captured.truths[name], captured.evidence).items():
+        print(layer, share)
+        assert (share.error, share.wrong) == (0, 0)
+        assert set(share.unnamed) <= {"AMBIGUOUS"}
+        assert share.named + share.unnamed.total() == share.truth
+        assert share.truth > 0 or layer != WIRE
+
+
+@pytest.mark.parametrize("name", TWO_USERS)
+def test_who_sends_when_all_has_left_is_named(captured: Run, name: str) -> None:
+    captured.show(name)
+    last = captured.truths[name][-1]
+    rows = [row for row in captured.evidence.rows(last) if named(row) == process_of(last)]
+    assert sum(row["sent"]["payload_bytes"] for row in rows) >= LAST_NUMBER * LAST_SIZE
+
+
+@pytest.mark.parametrize("name", SCENES)
+def test_at_the_sockets_nothing_waits(of_sockets: Run, name: str) -> None:
+    of_sockets.show(name)
+    assert_all_sent_is_named(of_sockets, name)
+
+
+def assert_all_sent_is_named(run: Run, name: str) -> None:
+    for flow in {flow_of(entry) for entry in run.truths[name]}:
+        entries = [entry for entry in run.truths[name] if flow_of(entry) == flow]
+        share = share_of_each(moved(entries, "sent"), run.evidence.rows(entries[0]), "sent", 0)
+        print(share)
+        assert share.is_exact
