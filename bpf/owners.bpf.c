@@ -84,12 +84,6 @@ const struct {
 /* The only network namespace that is told of, by its inode; 0 for all. User space may set it. */
 const volatile __u32 procnet_only_netns SEC(".rodata.netns") = 0;
 
-/*
- * Whether packets are counted where they are captured, behind what they may wait in. Sockets count
- * them before that, and there it is no doubt. User space may set it to 0.
- */
-const volatile __u32 procnet_captured SEC(".rodata.captured") = 1;
-
 #define RING_BYTES (4 << 20) /* events of 120 bytes: 34,000 of them between two reads */
 #define PROCESS_RING_BYTES (4 << 20) /* 1,600 of them */
 #define USERS 65536
@@ -134,9 +128,11 @@ struct procnet_use {
 	struct procnet_tuple tuple;
 };
 
+/* Who used it last. */
 struct procnet_user {
 	__u64 user;
-	__u64 is_shared; /* when it was told, packets of others' still had to leave */
+	__u32 is_shared; /* when it was told, packets of others' still had to leave */
+	__u32 passes;    /* calls that were not sure that it was told */
 };
 
 struct {
@@ -609,7 +605,20 @@ static __always_inline struct procnet_owner_event *reserve_event(void)
 	return event;
 }
 
-/* False if the ring is full, which is counted. */
+/* NULL if the ring is full, which is counted. */
+static __always_inline struct procnet_owner_event *make_event(const struct seen *seen, __u32 what)
+{
+	struct procnet_owner_event *event;
+
+	if (!is_kernel_thread())
+		introduce();
+	event = reserve_event();
+	if (event)
+		fill_event(event, seen, what);
+	return event;
+}
+
+/* False if the ring is full. */
 __noinline int submit(const struct seen *seen, __u32 what)
 {
 	struct procnet_owner_event *event;
@@ -618,12 +627,9 @@ __noinline int submit(const struct seen *seen, __u32 what)
 		return false;
 	if (is_elsewhere(seen->netns))
 		return true;
-	if (!is_kernel_thread())
-		introduce();
-	event = reserve_event();
+	event = make_event(seen, what);
 	if (!event)
 		return false;
-	fill_event(event, seen, what);
 	bpf_ringbuf_submit(event, 0);
 	next_turn(&seen->tuple, what);
 	return true;
@@ -662,8 +668,7 @@ static __always_inline bool submit_kept(const struct procnet_owner_event *kept, 
  */
 static __always_inline bool has_below(struct sock *sk)
 {
-	return procnet_captured &&
-	       BPF_CORE_READ(sk, sk_wmem_alloc.refs.counter) > PACKET_BYTES;
+	return BPF_CORE_READ(sk, sk_wmem_alloc.refs.counter) > PACKET_BYTES;
 }
 
 /* The same of its socket, but for this packet, which is just on its way there. */
@@ -672,9 +677,9 @@ static __always_inline bool has_others_below(struct __sk_buff *skb)
 	/* The context is the kernel's own struct sk_buff; skb->sk may not be looked into. */
 	struct sk_buff *own = (struct sk_buff *)skb;
 
-	return procnet_captured && BPF_CORE_READ(own, sk, sk_wmem_alloc.refs.counter) -
-						   (int)BPF_CORE_READ(own, truesize) >
-					   PACKET_BYTES;
+	return BPF_CORE_READ(own, sk, sk_wmem_alloc.refs.counter) -
+		       (int)BPF_CORE_READ(own, truesize) >
+	       PACKET_BYTES;
 }
 
 static __always_inline void note(struct procnet_socket *socket, const struct seen *seen)
@@ -685,34 +690,73 @@ static __always_inline void note(struct procnet_socket *socket, const struct see
 		socket->id = bpf_ktime_get_boot_ns() * MIX + seen->inode;
 }
 
+static __always_inline struct procnet_user *last_user(struct procnet_socket *socket,
+						      const struct procnet_tuple *tuple)
+{
+	struct procnet_user nobody = {}, *last;
+	struct procnet_use use;
+
+	use.socket = socket->id;
+	__builtin_memcpy(&use.tuple, tuple, sizeof(use.tuple));
+	last = bpf_map_lookup_elem(&users, &use);
+	if (last)
+		return last;
+	bpf_map_update_elem(&users, &use, &nobody, BPF_NOEXIST);
+	return bpf_map_lookup_elem(&users, &use);
+}
+
+#define READ_NOW(of) (*(volatile typeof(of) *)&(of))
+
 /*
  * Tells of a datagram socket, unless the same process was the last to use it for the same tuple. Where
  * packets of the one before still wait below, nobody can tell whose the next ones are that leave,
  * until one finds nothing there; until then `told` is 0, and each comes by here. `skb` is what is sent.
+ *
+ * On another CPU another process may send at the same time. Either its packet is below already when
+ * we look, or it finds `told` cleared and adds to `passes`: before we look at that for the last time,
+ * and we share; or later, and then it finds us to be the last user, and tells of itself behind us. What
+ * is in between are full barriers: an atomic addition, and the lock of the ring.
  */
 static __always_inline void tell(void *sk, struct procnet_socket *socket, struct seen *seen,
 				 __u64 user, __u32 what, struct __sk_buff *skb)
 {
-	__u64 told = digest(user, &seen->tuple);
-	struct procnet_user now = {.user = user}, *last;
-	struct procnet_use use;
+	__u64 told = digest(user, &seen->tuple), before;
+	struct procnet_owner_event *event;
+	struct procnet_user *last;
+	bool is_shared;
+	__u32 passes;
 
-	if (socket->told == told)
+	if (socket->told == told || is_elsewhere(seen->netns))
 		return;
-	use.socket = socket->id;
-	__builtin_memcpy(&use.tuple, &seen->tuple, sizeof(use.tuple));
-	last = bpf_map_lookup_elem(&users, &use);
-	if (!last || last->user != user || last->is_shared) {
-		now.is_shared = last && (what == PROCNET_SEND ? has_others_below(skb) : has_below(sk));
-		if (now.is_shared && last->user == user)
-			return;
-		/* A lost event is told again at the next call. */
-		if (!submit(seen, now.is_shared ? what | SHARED : what))
-			return;
-		split_counts(sk);
-		bpf_map_update_elem(&users, &use, &now, BPF_ANY);
+	last = last_user(socket, &seen->tuple);
+	if (!last)
+		return;
+	READ_NOW(socket->told) = 0;
+	__sync_fetch_and_add(&last->passes, 1);
+	passes = READ_NOW(last->passes);
+	before = READ_NOW(last->user);
+	if (before == user && !READ_NOW(last->is_shared)) {
+		READ_NOW(socket->told) = told;
+		return;
 	}
-	socket->told = now.is_shared ? 0 : told;
+	is_shared = before && (what == PROCNET_SEND ? has_others_below(skb) : has_below(sk));
+	if (is_shared && before == user)
+		return;
+	READ_NOW(last->is_shared) = true;
+	READ_NOW(last->user) = user;
+	event = make_event(seen, what);
+	if (!event) {
+		last->user = 0; /* it is told again at the next call */
+		return;
+	}
+	is_shared = is_shared || READ_NOW(last->passes) != passes;
+	if (is_shared)
+		event->flags |= PROCNET_FLAG_SHARED;
+	bpf_ringbuf_submit(event, 0);
+	next_turn(&seen->tuple, what);
+	split_counts(sk);
+	last->is_shared = is_shared;
+	socket->told = is_shared ? 0 : told;
 }
 
 /* TCP: one tuple for each socket, so that the user alone says whether it was told. --------------*/

@@ -48,7 +48,7 @@ def open_hooks(
     that it forces cannot be had.
     """
     if compare_sockets or features.counting == "socket":
-        owners = CoreOwners.open(netns=netns, counting=True, captured=compare_sockets)
+        owners = CoreOwners.open(netns=netns, counting=True)
         at_sockets = COUNTING_AT_SOCKETS if netns is None else COUNTING_AT_SOCKETS_HERE
         comparing = (ladder.COMPARING,) if compare_sockets else ()
         for rung in (at_sockets, *comparing, owners.feature()):

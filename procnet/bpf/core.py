@@ -43,7 +43,7 @@ _TRIES = 4
 _ITERATOR = "on_open_file"
 _PASSED_OVER_FOR_NOTHING = ("on_queue",)
 """What a softirq sends in the middle of it is of no AF_PACKET socket."""
-_NO, _YES = (number.to_bytes(4, sys.byteorder) for number in range(2))
+_YES = (1).to_bytes(4, sys.byteorder)
 
 COUNTING_AT_SOCKETS = features.yes(
     "socket counting",
@@ -71,7 +71,6 @@ class _Wanted(NamedTuple):
     netns: int = 0
     counting: bool = False
     remotes: int | None = None
-    captured: bool = True
 
 
 def _load(host: Host, image: bytes, wanted: _Wanted) -> _Loaded:
@@ -127,8 +126,6 @@ class _RefusedError(LoadError):
 def _start(bpf: BpfObject, choice: Choice, root: int, wanted: _Wanted) -> None:
     layout.check_contract(OBJECT.name, bpf.initial_value(".rodata.contract"), RECORDS_BYTES)
     bpf.set_constant(".rodata.netns", wanted.netns.to_bytes(4, sys.byteorder))
-    if not wanted.captured:
-        bpf.set_constant(".rodata.captured", _NO)
     if wanted.ring_bytes is not None:
         bpf.resize("events", wanted.ring_bytes)
     iterators = {_ITERATOR}
@@ -256,19 +253,17 @@ class CoreOwners(Telling):
         netns: int | None = None,
         counting: bool = False,
         remotes: int | None = None,
-        captured: bool = True,
     ) -> CoreOwners:
         """Load and attach; a tenth of a second. Sockets that are open already are noted.
 
         ``ring_bytes``: another size than 4 MiB, a power of two of at least a page. ``netns``: the
         inode of the only network namespace to tell of; sockets of others take no room anywhere.
         ``counting``: what every socket moves is counted too, with room for ``remotes`` remote ends,
-        65,536 if it is None, between two readings. Without ``captured`` nothing is counted behind a
-        queueing discipline, so that what waits there is no doubt. Raises UnsupportedError,
-        AccessError or LoadError: what is missing and what to do.
+        65,536 if it is None, between two readings. Raises UnsupportedError, AccessError or
+        LoadError: what is missing and what to do.
         """
         host = host or Host()
-        wanted = _Wanted(ring_bytes, netns or 0, counting, remotes, captured)
+        wanted = _Wanted(ring_bytes, netns or 0, counting, remotes)
         with demanded("CO-RE", host, image):
             loaded = _load(host, image.read_bytes(), wanted)
         with contextlib.ExitStack() as held:

@@ -15,6 +15,8 @@ from typing import NamedTuple
 import pytest
 
 from tests.privileged.accuracy.judging import (
+    LAYERS,
+    PAYLOAD,
     WIRE,
     Evidence,
     Truth,
@@ -24,7 +26,6 @@ from tests.privileged.accuracy.judging import (
     named,
     process_of,
     settled,
-    share_of_each,
 )
 from tests.privileged.accuracy.setting import Leg
 from tests.privileged.lab import DEVICE, Count, Lab
@@ -45,6 +46,7 @@ class Run(NamedTuple):
 
     truths: dict[str, Truth]
     evidence: Evidence
+    layers: tuple[str, ...]
 
     def show(self, name: str) -> None:
         """For who has to find out why."""
@@ -71,7 +73,8 @@ def play(lab: Lab, counting: str) -> Run:
     report = reporter.finish()
     loss = report["loss"]
     assert (loss["capture_dropped_packets"], loss["events_lost"]) == (0, 0)
-    return Run(truths, Evidence(report, crossed(lab), lab.host.inode, 0))
+    layers = (PAYLOAD,) if counting == "socket" else LAYERS  # of the wire a socket does not see all
+    return Run(truths, Evidence(report, crossed(lab), lab.host.inode, 0), layers)
 
 
 def crossed(lab: Lab) -> dict[Leg, Count]:
@@ -84,22 +87,18 @@ def crossed(lab: Lab) -> dict[Leg, Count]:
     return legs
 
 
-@pytest.fixture(scope="module", params=["kernel", "python"])
-def captured(request: pytest.FixtureRequest) -> Iterator[Run]:
+@pytest.fixture(scope="module", params=["kernel", "python", "socket"])
+def told(request: pytest.FixtureRequest) -> Iterator[Run]:
     with Lab() as lab:
         yield play(lab, request.param)
 
 
-@pytest.fixture(scope="module")
-def of_sockets() -> Iterator[Run]:
-    with Lab() as lab:
-        yield play(lab, "socket")
-
-
 @pytest.mark.parametrize("name", SCENES)
-def test_nobody_is_named_for_what_another_one_has_sent(captured: Run, name: str) -> None:
-    captured.show(name)
-    for layer, share in judge(captured.truths[name], captured.evidence).items():
+def test_nobody_is_named_for_what_another_one_has_sent(told: Run, name: str) -> None:
+    told.show(name)
+    shares = judge(told.truths[name], told.evidence)
+    for layer in told.layers:
+        share = shares[layer]
         print(layer, share)
         assert (share.error, share.wrong) == (0, 0)
         assert set(share.unnamed) <= {"AMBIGUOUS"}
@@ -108,22 +107,8 @@ def test_nobody_is_named_for_what_another_one_has_sent(captured: Run, name: str)
 
 
 @pytest.mark.parametrize("name", TWO_USERS)
-def test_who_sends_when_all_has_left_is_named(captured: Run, name: str) -> None:
-    captured.show(name)
-    last = captured.truths[name][-1]
-    rows = [row for row in captured.evidence.rows(last) if named(row) == process_of(last)]
+def test_who_sends_when_all_has_left_is_named(told: Run, name: str) -> None:
+    told.show(name)
+    last = told.truths[name][-1]
+    rows = [row for row in told.evidence.rows(last) if named(row) == process_of(last)]
     assert sum(row["sent"]["payload_bytes"] for row in rows) >= LAST_NUMBER * LAST_SIZE
-
-
-@pytest.mark.parametrize("name", SCENES)
-def test_at_the_sockets_nothing_waits(of_sockets: Run, name: str) -> None:
-    of_sockets.show(name)
-    assert_all_sent_is_named(of_sockets, name)
-
-
-def assert_all_sent_is_named(run: Run, name: str) -> None:
-    for flow in {flow_of(entry) for entry in run.truths[name]}:
-        entries = [entry for entry in run.truths[name] if flow_of(entry) == flow]
-        share = share_of_each(moved(entries, "sent"), run.evidence.rows(entries[0]), "sent", 0)
-        print(share)
-        assert share.is_exact
