@@ -69,10 +69,12 @@ def draw_soak(pyplot: Any, saved: dict[str, Any]) -> Any:
     minutes = [sample["at_s"] / 60 for sample in samples]
     memory.plot(minutes, [sample["rss_bytes"] / 1e6 for sample in samples], color=COLORS["kernel"])
     memory.set(ylabel="RSS, MB", ylim=(0, None))
+    most_bytes = 1000
     for name, color in (("uncounted", "#d6604d"), ("misnamed", "#762a83"), ("unnamed", "#878787")):
         axis = [sample[f"{name}_bytes"] for sample in samples]
         error.plot(minutes, axis, color=color, label=name)
-    error.set(xlabel="minutes", ylabel="bytes", yscale="symlog", ylim=(0, None))
+        most_bytes = max(most_bytes, *axis)
+    error.set(xlabel="minutes", ylabel="bytes", yscale="symlog", ylim=(0, 2 * most_bytes))
     error.legend(frameon=False, fontsize=8)
     for axes in (memory, error):
         axes.grid(True, color="#dddddd", linewidth=0.6)
