@@ -782,12 +782,13 @@ int on_tcp_connect(struct bpf_sock_ops *ctx)
 		return 1;
 	connection = create_connection(tcp);
 	begin_counters_anew(tcp);
+	/* Of the socket's last connection nobody has anything to do with this one. */
+	if (connection)
+		__builtin_memset(connection, 0, sizeof(*connection));
 	if (submit(&seen, PROCNET_CONNECT) && connection) {
 		connection->sender = current_user();
 		connection->written = tcp->write_seq + 1; /* the SYN has a number too */
 		connection->is_opened = true;
-		/* What the socket's last connection had in its queue is gone. */
-		connection->is_waiting = connection->is_shared = false;
 	}
 	return 1;
 }
