@@ -154,12 +154,10 @@ struct procnet_connection {
 	__u32 written;  /* tcp_sock.write_seq when the last call to send ended */
 	__u8 is_opened; /* by the sender, who has sent nothing yet */
 	__u8 is_older;  /* than we are: there may be users that we do not know */
-	__u8 is_waiting; /* the sender's first byte has not left yet: send_queues */
+	__u8 is_waiting; /* what others wrote may still leave, if only again: send_queues */
 	__u8 is_shared;  /* the sender's bytes leave mixed with another's, nobody can tell which */
 	__u8 is_closing;
-	__u8 is_below;  /* it is shared because of what was sent before `below`, and still waits there */
-	__u8 pad[2];
-	__u32 below;
+	__u8 pad[3];
 };
 
 struct {
@@ -171,6 +169,9 @@ struct {
 
 #define WRITERS 4
 #define HAND_OVERS 64 /* powers of two */
+#define SEVERAL WRITERS /* one of them, nobody can tell which */
+#define NONE (WRITERS + 1)
+#define BESIDES 8 /* it, and whoever's packets still wait below */
 
 /* From this byte on another process has written what is in the send queue. */
 struct procnet_hand_over {
@@ -180,14 +181,16 @@ struct procnet_hand_over {
 };
 
 /*
- * Who has written what of a send queue: told when it leaves. Few connections ever have one; the
- * first writer is the one who was told last when it was made.
+ * Who has written what of a send queue: told when it leaves, and again when it is sent again. Few
+ * connections ever have one; the first writer is the one who was told last when it was made.
  */
 struct procnet_send_queue {
 	__u32 made; /* hand-overs */
-	__u32 told; /* of those: whose first byte has left */
-	__u32 writer; /* of what leaves */
+	__u32 kept; /* of those: the last ones */
+	__u32 first; /* the writer of what comes before them */
+	__u32 told; /* the writer that the next packet counts for, if nobody is told before it */
 	__u32 known;  /* writers; where they are too many or share the bytes, any of them */
+	__u32 pad;
 	struct procnet_hand_over hand_overs[HAND_OVERS];
 	__u64 users[WRITERS];
 	struct procnet_owner_event events[WRITERS]; /* none yet: of layout 0 */
@@ -851,9 +854,14 @@ static __always_inline int receive_tcp(struct sock *sk)
 	return 0;
 }
 
+static __always_inline bool is_before(__u32 seq, __u32 other)
+{
+	return (__s32)(seq - other) < 0;
+}
+
 static __always_inline void begin_queue(struct procnet_send_queue *queue, __u64 first_user)
 {
-	queue->made = queue->told = queue->writer = 0;
+	queue->made = queue->kept = queue->first = queue->told = 0;
 	queue->known = 1;
 	queue->users[0] = first_user;
 	for (int i = 1; i < WRITERS; i++)
@@ -862,30 +870,53 @@ static __always_inline void begin_queue(struct procnet_send_queue *queue, __u64 
 		queue->events[i].layout = 0;
 }
 
-/* WRITERS, if it is none of them. */
+/* SEVERAL, if it is none of them. */
 static __always_inline __u32 writer_of(const struct procnet_send_queue *queue, __u64 user)
 {
 	for (__u32 i = 0; i < WRITERS; i++)
 		if (queue->users[i] == user)
 			return i;
-	return WRITERS;
+	return SEVERAL;
+}
+
+static __always_inline struct procnet_hand_over *last_of(struct procnet_send_queue *queue)
+{
+	return &queue->hand_overs[(queue->made - 1) % HAND_OVERS];
+}
+
+/* False if there is no room for one more. What has been sent once makes room. */
+static __always_inline bool has_room(struct procnet_send_queue *queue, __u32 sent_seq)
+{
+	if (queue->kept < HAND_OVERS)
+		return true;
+	if (is_before(sent_seq, queue->hand_overs[(queue->made + 1) % HAND_OVERS].from_seq))
+		return false;
+	queue->kept--;
+	queue->first = SEVERAL;
+	return true;
 }
 
 /* False if there is no room for another writer, or another hand-over. */
 static __always_inline bool hand_over(struct procnet_send_queue *queue, const struct seen *seen,
-				      __u32 what, struct procnet_hand_over from)
+				      __u32 what, struct procnet_hand_over from, __u32 sent_seq)
 {
 	__u64 user = current_user();
 	__u32 writer = writer_of(queue, user);
 
-	if (writer == WRITERS)
+	if (queue->kept && last_of(queue)->from_seq == from.from_seq && from.is_exact) {
+		/* Who was about to write has written nothing. */
+		queue->made--;
+		queue->kept--;
+	}
+	if (writer == SEVERAL)
 		writer = queue->known;
-	if (writer >= WRITERS || queue->made - queue->told >= HAND_OVERS)
+	if (writer >= WRITERS || !has_room(queue, sent_seq))
 		return false;
 	if (!queue->events[writer].layout) {
 		if (!is_kernel_thread())
 			introduce();
-		fill_event(&queue->events[writer], seen, what);
+		/* Whether it receives is another question when it is told. */
+		fill_event(&queue->events[writer], seen, what & ~RECEIVES);
 	}
 	if (writer == queue->known) {
 		queue->users[writer] = user;
@@ -893,15 +924,16 @@ static __always_inline bool hand_over(struct procnet_send_queue *queue, const st
 	}
 	from.writer = writer;
 	queue->hand_overs[queue->made++ % HAND_OVERS] = from;
+	queue->kept++;
 	return true;
 }
 
 /* All that have anything in the queue are told that nobody can say what is whose. */
-static __always_inline bool share(struct procnet_send_queue *queue)
+static __always_inline bool share(struct procnet_send_queue *queue, __u8 flags)
 {
 	for (__u32 i = 0; i < WRITERS; i++)
 		if (queue->events[i].layout &&
-		    !submit_kept(&queue->events[i], PROCNET_FLAG_SHARED, 0, 0))
+		    !submit_kept(&queue->events[i], flags | PROCNET_FLAG_SHARED, 0, 0))
 			return false;
 	return true;
 }
@@ -909,7 +941,7 @@ static __always_inline bool share(struct procnet_send_queue *queue)
 /* Is the user told already to share the queue with others? */
 static __always_inline bool is_sharer(struct procnet_send_queue *queue, __u64 user)
 {
-	if (writer_of(queue, user) < WRITERS)
+	if (writer_of(queue, user) != SEVERAL)
 		return true;
 	queue->users[queue->known++ % WRITERS] = user;
 	return false;
@@ -917,27 +949,32 @@ static __always_inline bool is_sharer(struct procnet_send_queue *queue, __u64 us
 
 /*
  * A connection with bytes of another's in its queue. Who comes behind them is told when that leaves;
- * where it cannot be said what is whose, it is told now that nobody can. Outside of the socket's lock
- * somebody else may come between us and the queue: one hand-over at a time is all that is believed.
+ * where it cannot be said what is whose, it is told now that nobody can, until all of it was sent.
+ * Outside of the socket's lock somebody else may come between us and the queue: one hand-over that has
+ * not left is all that is believed.
  */
 static __always_inline void queue_behind(struct sock *sk, struct procnet_connection *connection,
 					 const struct seen *seen, __u32 what,
 					 struct procnet_hand_over from, bool is_busy)
 {
 	__u64 user = current_user();
+	__u32 sent_seq = BPF_CORE_READ((struct tcp_sock *)sk, snd_nxt);
+	bool is_sent = !is_busy && !is_before(sent_seq, from.from_seq), is_believed;
 	struct procnet_send_queue *queue =
 		bpf_sk_storage_get(&send_queues, sk, NULL, BPF_SK_STORAGE_GET_F_CREATE);
 
-	if (queue && !connection->is_shared) {
+	if (queue && (is_sent || !connection->is_shared)) {
 		if (!connection->is_waiting)
-			begin_queue(queue, connection->sender);
-		if (!is_busy && (from.is_exact || !connection->is_waiting) &&
-		    hand_over(queue, seen, what, from)) {
+			begin_queue(queue, connection->is_shared ? 0 : connection->sender);
+		is_believed = from.is_exact || is_sent || !queue->kept ||
+			      is_before(last_of(queue)->from_seq, sent_seq);
+		if (!is_busy && is_believed && hand_over(queue, seen, what, from, sent_seq)) {
 			connection->sender = user;
 			connection->is_waiting = true;
+			connection->is_shared = false;
 			return;
 		}
-		if (!share(queue))
+		if (!share(queue, 0))
 			return;
 		split_counts(sk);
 		connection->is_waiting = false;
@@ -946,40 +983,16 @@ static __always_inline void queue_behind(struct sock *sk, struct procnet_connect
 		split_counts(sk);
 		connection->sender = user;
 		connection->is_shared = true;
-		connection->is_below = false;
 	}
 }
 
-static __always_inline bool is_before(__u32 seq, __u32 other)
-{
-	return (__s32)(seq - other) < 0;
-}
-
-/* Does anything of a connection from before that number? What was acknowledged has left. */
-static __always_inline bool waits_below(struct sock *sk, __u32 seq)
-{
-	return has_below(sk) && is_before(BPF_CORE_READ((struct tcp_sock *)sk, snd_una), seq);
-}
-
-static __always_inline bool waits_below_others(struct __sk_buff *skb, __u32 seq)
-{
-	struct tcp_sock *tcp = (void *)BPF_CORE_READ((struct sk_buff *)skb, sk);
-
-	return has_others_below(skb) && is_before(BPF_CORE_READ(tcp, snd_una), seq);
-}
-
-/*
- * What the caller writes is `from` there on. `is_busy`: others write too. `skb`: what is sent of it
- * just now, if anything is.
- */
-static __always_inline int send_tcp(struct sock *sk, struct procnet_hand_over from, bool is_busy,
-				    struct __sk_buff *skb)
+/* What the caller writes is `from` there on. `is_busy`: others may write before it, or behind. */
+static __always_inline int send_tcp(struct sock *sk, struct procnet_hand_over from, bool is_busy)
 {
 	struct procnet_connection *connection = connection_of(sk);
 	struct tcp_sock *tcp = (struct tcp_sock *)sk;
 	__u64 user = current_user();
-	__u32 below, what = PROCNET_SEND | SENDS;
-	bool is_still, is_below;
+	__u32 what = PROCNET_SEND | SENDS;
 	struct seen seen;
 
 	if (connection && is_helped(connection))
@@ -1003,21 +1016,14 @@ static __always_inline int send_tcp(struct sock *sk, struct procnet_hand_over fr
 		connection->is_opened = false;
 		return 0;
 	}
-	is_still = connection->is_below && connection->sender == user;
-	if (!is_still && (is_busy || is_before(BPF_CORE_READ(tcp, snd_nxt), from.from_seq))) {
+	if (is_busy || is_before(BPF_CORE_READ(tcp, snd_una), from.from_seq)) {
 		queue_behind(sk, connection, &seen, what, from, is_busy);
 		return 0;
 	}
-	below = is_still ? connection->below : from.from_seq;
-	is_below = skb ? waits_below_others(skb, below) : waits_below(sk, below);
-	if (is_still && is_below)
-		return 0;
-	if (submit(&seen, is_below ? what | SHARED : what)) {
+	if (submit(&seen, what)) {
 		split_counts(sk);
 		connection->sender = user;
-		connection->is_waiting = false;
-		connection->is_shared = connection->is_below = is_below;
-		connection->below = below;
+		connection->is_waiting = connection->is_shared = false;
 	}
 	return 0;
 }
@@ -1030,7 +1036,10 @@ static __always_inline bool is_sender(struct sock *sk)
 	       !connection->is_shared;
 }
 
-/* Before the first byte is in the send queue (6.16, 8127837aae8f). */
+/*
+ * Before bytes are put into the send queue, and again when the caller had to wait for room, without the
+ * lock (6.16, 8127837aae8f).
+ */
 SEC("tp_btf/tcp_sendmsg_locked")
 int BPF_PROG(on_tcp_sendmsg_locked, struct sock *sk)
 {
@@ -1039,7 +1048,7 @@ int BPF_PROG(on_tcp_sendmsg_locked, struct sock *sk)
 	if (is_sender(sk))
 		return 0;
 	from.from_seq = BPF_CORE_READ((struct tcp_sock *)sk, write_seq);
-	return send_tcp(sk, from, sk->sk_write_pending, NULL);
+	return send_tcp(sk, from, false);
 }
 
 /*
@@ -1059,7 +1068,7 @@ int BPF_PROG(on_tcp_send_length, struct sock *sk, int result)
 	connection = connection_of(sk);
 	from.from_seq = connection ? connection->written : write_seq;
 	if (!is_sender(sk))
-		send_tcp(sk, from, sk->sk_write_pending, NULL);
+		send_tcp(sk, from, sk->sk_write_pending);
 	connection = connection_of(sk);
 	if (connection)
 		connection->written = write_seq;
@@ -1071,7 +1080,7 @@ int BPF_PROG(on_tcp_send_length, struct sock *sk, int result)
  * socket, no timer and no interrupt sends, but `current` does; if there are more bytes in the queue
  * than when the last call to send ended, it has put them there, unless another waits in its call.
  */
-static __noinline void send_at_egress(struct __sk_buff *skb, struct bpf_sock *sk)
+static __noinline void send_at_egress(struct bpf_sock *sk)
 {
 	struct tcp_sock *tcp = sk ? bpf_skc_to_tcp_sock(sk) : NULL;
 	struct sock *sock = (struct sock *)tcp;
@@ -1087,7 +1096,7 @@ static __noinline void send_at_egress(struct __sk_buff *skb, struct bpf_sock *sk
 	from.from_seq = connection->written;
 	connection->written = tcp->write_seq;
 	if (!is_sender(sock))
-		send_tcp(sock, from, false, skb);
+		send_tcp(sock, from, false);
 }
 
 /* Whoever else holds the lock may be about to write. */
@@ -1098,7 +1107,7 @@ static __always_inline int send_unlocked(struct sock *sk)
 	if (is_sender(sk))
 		return 0;
 	from.from_seq = BPF_CORE_READ((struct tcp_sock *)sk, write_seq);
-	return send_tcp(sk, from, sk->sk_write_pending || sk->sk_lock.owned, NULL);
+	return send_tcp(sk, from, sk->sk_write_pending || sk->sk_lock.owned);
 }
 
 SEC("fentry/tcp_sendmsg")
@@ -1336,11 +1345,12 @@ static __always_inline bool has_packets(struct bpf_sock *sk)
 struct segment {
 	__u32 seq;
 	__u32 end_seq;
+	bool is_next; /* nothing else of the socket leaves before it */
 };
 
 static __always_inline bool read_segment(struct __sk_buff *skb, struct segment *segment)
 {
-	__u8 first, next = IPPROTO_TCP, words;
+	__u8 first, next, words;
 	__u32 at;
 
 	if (bpf_skb_load_bytes(skb, 0, &first, 1))
@@ -1350,6 +1360,8 @@ static __always_inline bool read_segment(struct __sk_buff *skb, struct segment *
 		if (bpf_skb_load_bytes(skb, offsetof(struct ip6_header, next), &next, 1))
 			return false;
 		at = skip_extensions(skb, &next);
+	} else if (bpf_skb_load_bytes(skb, offsetof(struct ip4_header, protocol), &next, 1)) {
+		return false;
 	}
 	if (!at || next != IPPROTO_TCP || bpf_skb_load_bytes(skb, at + 4, &segment->seq, 4) ||
 	    bpf_skb_load_bytes(skb, at + 12, &words, 1))
@@ -1359,24 +1371,40 @@ static __always_inline bool read_segment(struct __sk_buff *skb, struct segment *
 	return true;
 }
 
-/*
- * A packet with bytes of several: of two, each is told how many are its own. `is_exact`: unless it
- * is not the next one that leaves.
- */
-static __always_inline bool tell_parts(struct procnet_send_queue *queue, struct segment segment,
-				       __u8 flags, bool is_exact)
+/* The first hand-over behind a byte. (Not static: the verifier looks at it once.) */
+__noinline __u32 next_behind(struct procnet_send_queue *queue, __u32 seq)
 {
-	__u32 bytes = 0, others = 0, packet_bytes = segment.end_seq - segment.seq;
+	__u32 next;
 
-	for (__u32 i = queue->told, n = 0; i != queue->made && n < HAND_OVERS; i++, n++) {
+	if (!queue)
+		return 0;
+	next = queue->made - queue->kept;
+	for (int n = 0; n < HAND_OVERS && next != queue->made; n++, next++)
+		if (is_before(seq, queue->hand_overs[next % HAND_OVERS].from_seq))
+			break;
+	return next;
+}
+
+/* A packet with bytes of several: of two, each is told how many are its own. */
+__noinline int tell_parts(struct procnet_send_queue *queue, const struct segment *segment,
+			  __u32 next, __u32 writer, __u8 flags)
+{
+	__u32 bytes = 0, others = 0, packet_bytes;
+	bool is_exact;
+
+	if (!queue || !segment)
+		return false;
+	is_exact = segment->is_next;
+	packet_bytes = segment->end_seq - segment->seq;
+	for (__u32 i = next, n = 0; i != queue->made && n < HAND_OVERS; i++, n++) {
 		struct procnet_hand_over *from = &queue->hand_overs[i % HAND_OVERS];
 		__u32 until = queue->hand_overs[(i + 1) % HAND_OVERS].from_seq;
 
-		if (!is_before(from->from_seq, segment.end_seq))
+		if (!is_before(from->from_seq, segment->end_seq))
 			break;
-		if (i + 1 == queue->made || is_before(segment.end_seq, until))
-			until = segment.end_seq;
-		if (from->writer == queue->writer || until == from->from_seq)
+		if (i + 1 == queue->made || is_before(segment->end_seq, until))
+			until = segment->end_seq;
+		if (from->writer == writer || until == from->from_seq)
 			continue;
 		others |= 1 << (from->writer % WRITERS);
 		bytes += until - from->from_seq;
@@ -1389,49 +1417,80 @@ static __always_inline bool tell_parts(struct procnet_send_queue *queue, struct 
 		if (others & 1 << i && !submit_kept(&queue->events[i], flags | PROCNET_FLAG_SHARED,
 						   bytes, packet_bytes))
 			return false;
-	return others;
+	return others != 0;
+}
+
+/* Has anything left the socket of others that is not acknowledged? What is, has left the host. */
+static __always_inline bool may_wait_below(struct procnet_send_queue *queue, struct tcp_sock *tcp,
+					   __u32 next)
+{
+	__u32 behind = queue->hand_overs[next % HAND_OVERS].from_seq;
+	__u32 since = queue->hand_overs[(next - 1) % HAND_OVERS].from_seq;
+
+	if (next != queue->made && is_before(behind, tcp->snd_nxt))
+		return true;
+	return next != queue->made - queue->kept && is_before(tcp->snd_una, since);
 }
 
 /*
- * Does this packet have the first byte of a sender that waits for that? Not in line: few packets
+ * Whose bytes has this packet, where several have written what may leave? Not in line: few packets
  * come by, and the stack of who counts them is full.
  */
 static __noinline void hand_over_waiting(struct __sk_buff *skb, struct bpf_sock *sk,
 					 struct procnet_connection *connection)
 {
 	struct procnet_send_queue *queue;
-	struct segment segment;
-	__u32 told;
-	__u8 flags;
+	struct segment segment = {};
+	struct tcp_sock *tcp;
+	__u32 next, writer, tells;
+	__u8 closes, flags;
 
 	queue = bpf_sk_storage_get(&send_queues, sk, NULL, 0);
-	if (!queue || !read_segment(skb, &segment))
+	tcp = bpf_skc_to_tcp_sock(sk);
+	if (!queue || !tcp)
 		return;
 	/* What leaves after the close has nobody else to close it. */
-	flags = connection->is_closing ? PROCNET_FLAG_CLOSES : 0;
-	told = queue->told;
-	for (int i = 0; i < HAND_OVERS && told != queue->made; i++, told++)
-		if (is_before(segment.seq, queue->hand_overs[told % HAND_OVERS].from_seq))
-			break;
-	if (told != queue->told) {
-		struct procnet_hand_over *from = &queue->hand_overs[(told - 1) % HAND_OVERS];
-		__u32 writer = from->writer % WRITERS;
-		bool is_below = waits_below_others(skb, from->from_seq);
-
-		if (!submit_kept(&queue->events[writer],
-				 is_below ? flags | PROCNET_FLAG_SHARED : flags, 0, 0))
+	closes = flags = connection->is_closing ? PROCNET_FLAG_CLOSES : 0;
+	if (!read_segment(skb, &segment)) {
+		/* Around it is IPsec. */
+		next = queue->made;
+		writer = SEVERAL;
+	} else if (segment.seq == segment.end_seq) {
+		return;
+	} else {
+		next = next_behind(queue, segment.seq);
+		writer = queue->first;
+		if (next != queue->made - queue->kept)
+			writer = queue->hand_overs[(next - 1) % HAND_OVERS].writer;
+		/* It was told before there was a queue, and cannot be told again. */
+		if (writer != queue->told && !queue->events[writer % WRITERS].layout)
+			writer = SEVERAL;
+	}
+	segment.is_next = !has_others_below(skb);
+	tells = writer;
+	if (writer < WRITERS && writer != queue->told && !segment.is_next &&
+	    may_wait_below(queue, tcp, next))
+		tells |= BESIDES;
+	if (tells != queue->told) {
+		if (tells & BESIDES)
+			flags |= PROCNET_FLAG_SHARED;
+		else if (!connection->receiver && !connection->is_older)
+			flags |= PROCNET_FLAG_RECEIVES;
+		if (!(writer < WRITERS ? submit_kept(&queue->events[writer], flags, 0, 0) :
+					 share(queue, closes)))
 			return;
-		queue->told = told;
-		queue->writer = writer;
-		connection->is_waiting = told != queue->made;
-		if (!connection->is_waiting) {
-			connection->is_shared = connection->is_below = is_below;
-			connection->below = from->from_seq;
-		}
+		queue->told = tells;
 		split_counts(sk);
 	}
-	if (connection->is_waiting && tell_parts(queue, segment, flags, !has_others_below(skb)))
-		split_counts(sk);
+	if (next != queue->made) {
+		if (tell_parts(queue, &segment, next, writer, closes)) {
+			queue->told = NONE;
+			split_counts(sk);
+		}
+	} else if (tells < WRITERS && !is_before(tcp->snd_una, last_of(queue)->from_seq)) {
+		/* What the others wrote is acknowledged. */
+		connection->is_waiting = false;
+	}
 }
 
 static __always_inline void hand_over_at(struct __sk_buff *skb, struct bpf_sock *sk)
@@ -1486,7 +1545,7 @@ int on_egress_and_tcp(struct __sk_buff *skb)
 	if (has_packets(sk))
 		send_packet(skb, sk);
 	if (is_tcp(sk)) {
-		send_at_egress(skb, sk);
+		send_at_egress(sk);
 		hand_over_at(skb, sk);
 	}
 	count_at(skb, sk, true);

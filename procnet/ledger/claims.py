@@ -171,13 +171,19 @@ class Claim:
             return False  # of one packet
         return event.process in self.users if event.shared else self.users == {event.process}
 
+    def sharers(self, event: OwnerEvent, claims: Sequence[Claim]) -> frozenset[ProcessId]:
+        """Whose bytes may leave among those of the event's process: the users' until now. Is that
+        itself, something is sent again, of anybody who sent by one of the claims before."""
+        if self.users != {event.process}:
+            return self.users
+        return NOBODY.union(*(claim.users for claim in claims if claim.sends and not claim.injects))
+
     def parts_with(self, event: OwnerEvent) -> Parts:
         """Of the packet that an event is about, if the rest of it is of the one user until now."""
-        others = self.users - {event.process}
         told = self.evidence is Evidence.KERNEL_EVENT and not self.kernel and not event.kernel
-        if not event.packet_bytes or not told or len(others) != 1:
+        if not event.packet_bytes or not told or len(self.users) != 1:
             return ()
-        (other,) = others
+        (other,) = self.users
         rest_bytes = event.packet_bytes - event.part_bytes
         return (other, rest_bytes), (event.process, event.part_bytes)
 
@@ -294,6 +300,7 @@ def blurred(claims: Sequence[Claim], lost_ns: int) -> Claim:
     )
     claim.end_ns = max(claim.end_ns for claim in claims)
     claim.kernel = all(claim.kernel for claim in claims)
+    claim.shared = any(claim.shared for claim in claims)
     claim.injects = last.injects
     claim.sends = any(claim.sends for claim in claims)
     claim.receives = any(claim.receives for claim in claims)

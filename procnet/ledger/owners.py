@@ -118,7 +118,7 @@ class OwnerTable:
             if not known.says(event):
                 claim = self._part(key, known, event.sends, event.receives)
             if event.shared:
-                users |= claim.users
+                users |= claim.sharers(event, claims)
                 parts = claim.parts_with(event)
             if claim.evidence is not Evidence.KERNEL_EVENT:
                 # Nobody has used the socket since the hooks were in place, or there were a

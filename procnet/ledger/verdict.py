@@ -259,7 +259,8 @@ def _parts(claims: list[Claim], count: FlowCount) -> Parts:
     known = claims[0].parts if len(claims) == 1 else ()
     if known and not count.payload_bytes:
         return ((known[0][0], 0),)
-    return known if sum(part for _, part in known) == count.payload_bytes else ()
+    whole = count.sent and sum(part for _, part in known) == count.payload_bytes
+    return known if whole else ()
 
 
 def _is_about(claim: Claim, count: FlowCount) -> bool:
@@ -328,17 +329,18 @@ def _listener(owners: OwnerTable, count: FlowCount) -> Verdict:
 
 def _best(claims: list[Claim]) -> Verdict:
     """The one process that the claims agree on."""
-    shared = any(claim.shared for claim in claims)
-    if len(claims) == 1 and len(claims[0].users) == 1 and not claims[0].kernel and not shared:
+    first = claims[0] if len(claims) == 1 else None
+    if first and len(first.users) == 1 and not first.kernel and not first.shared:
         # What most runs come to.
-        (process,) = claims[0].users
-        return Verdict(process, claims[0].evidence, None, NOBODY)
+        (process,) = first.users
+        return Verdict(process, first.evidence, None, NOBODY)
     users = NOBODY.union(*(claim.users for claim in claims))
     if not users:
         return NO_SOCKET
     if any(claim.kernel for claim in claims):
         return Verdict(None, None, Reason.KERNEL, NOBODY)
-    if len(users) > 1 or shared or not all(claim.users for claim in claims):
+    # Of those who share, some may be forgotten.
+    if len(users) > 1 or not all(claim.users and not claim.shared for claim in claims):
         return _ambiguous(claims)
     (process,) = users
     evidence = min((claim.evidence for claim in claims), key=lambda evidence: evidence.rank)

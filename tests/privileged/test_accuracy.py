@@ -37,8 +37,10 @@ from tests.privileged.accuracy.judging import (
 )
 from tests.privileged.accuracy.playing import ALL, Performance, Scene, perform
 from tests.privileged.accuracy.setting import LOOPBACK, Programs, Setting, compiled
+from tests.privileged.lab import MTU_BYTES
 from tests.privileged.namespace import WAIT_S
 from tests.privileged.reporting import SIDES, Reporter
+from tests.workloads import writers
 from tests.workloads.processes import HOSTILE_NAME
 
 FAMILY = os.environ.get("PROCNET_OWNERS", "core")
@@ -76,6 +78,12 @@ MAY_BE_UNKNOWN = {
     # No hook tells of it (bpf/README.md); how much it is, is the kernel's.
     "sctp": Unknown("NO_SOCKET", EVERYTHING),
     "cable_sctp": Unknown("NO_SOCKET", EVERYTHING),
+    # One packet of bytes of three, which may be sent twice.
+    "four_writers": Unknown("AMBIGUOUS", 4 * MTU_BYTES),
+    # All that is sent.
+    "five_writers": Unknown("AMBIGUOUS", EVERYTHING),
+    # What the first one wrote, whenever it is sent again.
+    "sent_again_for_another": Unknown("AMBIGUOUS", 6 * 1009),
 }
 # Where it is not told under the socket's lock who writes (before 6.16, 8127837aae8f).
 WITHOUT_TCP_SENDMSG_LOCKED = {
@@ -87,6 +95,7 @@ WITHOUT_TCP_SENDMSG_LOCKED = {
     # All that is sent from the third turn until the queue of both is empty, which may be the end;
     # who receives it is known.
     "writers_by_turns": Unknown("AMBIGUOUS", 2 * 31 * 20_011),
+    **{each.__name__: Unknown("AMBIGUOUS", EVERYTHING) for each in writers.KINDS},
 }
 WITHOUT_FENTRY = {
     # bpf/README.md, "Known gaps": several sockets on one endpoint. All that is received; who sends
@@ -119,6 +128,7 @@ ON_WIRE_MAY_BE_AMBIGUOUS = {
     # An acknowledgement that comes in, by another processor, while a writer is being told.
     "writers_by_turns",
     "writers_in_turn",
+    *(each.__name__ for each in writers.KINDS),
 }
 NOTHING_SHOWS = {
     # README, "Limits": who is gone when it is looked at may have moved it, or queued it.
@@ -127,6 +137,7 @@ NOTHING_SHOWS = {
     "writer_and_reader",
     "writers_by_turns",
     "writers_in_turn",
+    *(each.__name__ for each in writers.KINDS),
 }
 
 

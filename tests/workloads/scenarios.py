@@ -37,6 +37,7 @@ from tests.workloads import (
     scene,
     sharing,
     streams,
+    writers,
 )
 from tests.workloads.scene import Child, NotHere, Truth
 
@@ -61,6 +62,7 @@ SCENARIOS = {
     **scenarios("", *portless.KINDS),
     **scenarios("", *processes.KINDS),
     **scenarios("", *sharing.KINDS),
+    **scenarios("", *writers.KINDS),
     **scenarios("", *streams.KINDS),
     **scenarios("", *datagrams.KINDS),
 }

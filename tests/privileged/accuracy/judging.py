@@ -215,8 +215,10 @@ def share_of_each(
     wrong -= min(surplus + again, of_users)
     if None in truth:
         reasons.clear()
+    sent_again = min(again, of_users)
+    nobodys = 0 if None in truth else right.get(None, 0)
     return Share(
-        truth.total(), sum(right.values()) - (0 if None in truth else right.get(None, 0)), wrong,
+        truth.total(), sum(right.values()) + sent_again - nobodys, wrong,
         reasons, abs(found.total() - truth.total()),
     )  # fmt: skip
 

@@ -328,6 +328,7 @@ def test_a_sender_is_told_when_its_first_byte_leaves(witness: Witness) -> None:
     assert {who_told(event) for event in events[1:]} == {sender}
     # The next one finds the queue empty.
     _, last = run(lambda: client.send(b"x"))
+    take(accepted, 1)
     (event,) = witness.of(client)[len(events) :]
     assert (who_told(event), ways(event)) == (last, (True, True, False))
     close(client, accepted)
@@ -361,6 +362,7 @@ def test_three_senders_in_one_queue_share_it(witness: Witness) -> None:
     assert [who_told(event) for event in events[1:]] == senders
     assert all(event.shared for event in events[1:])
     assert client.send(b"x") == 1
+    take(accepted, 1)
     (event,) = witness.of(client)[3:]
     assert (who_told(event), event.shared) == (who(), False)
     close(client, accepted)

@@ -142,6 +142,8 @@ def by_turns(*parts: tuple[int, int], until_ms: float = 60) -> World:
     world.event(10, ALICE, SEND, CLIENT)
     world.packets(11, CLIENT)
     for number, part in enumerate(parts):
+        if number:
+            world.event(19.75 + number, ALICE, SEND, CLIENT, ways="sends")
         world.event(20 + number, BOB, SEND, CLIENT, ways="sends", shared=True, part=part)
         world.packets(20.5 + number, CLIENT)
     world.event(until_ms, BOB, SEND, CLIENT, ways="sends")
@@ -202,6 +204,55 @@ def test_a_packet_is_not_divided_among_three() -> None:
     world.packets(5, CLIENT)
     world.settle(9, final=True)
     assert world.verdicts() == {Reason.AMBIGUOUS: (2, 202)}
+
+
+def test_a_packet_is_not_divided_behind_bytes_of_which_nobody_knows_whose_they_are() -> None:
+    world = World()
+    world.event(0, ALICE, CONNECT, CLIENT)
+    world.event(1, ALICE, SEND, CLIENT)
+    world.event(2, BOB, SEND, CLIENT, ways="sends", shared=True)
+    world.packets(3, CLIENT)
+    world.event(4, ALICE, SEND, CLIENT, ways="sends", shared=True, part=(43, 101))
+    world.packets(5, CLIENT)
+    world.settle(9, final=True)
+    assert world.verdicts() == {Reason.AMBIGUOUS: (2, 202)}
+
+
+def test_what_comes_in_is_not_divided() -> None:
+    world = World()
+    world.event(0, ALICE, CONNECT, CLIENT)
+    world.event(1, ALICE, SEND, CLIENT)
+    world.event(2, BOB, SEND, CLIENT, shared=True, part=(43, 101))
+    world.packets(3, CLIENT, sent=False)
+    world.settle(9, final=True)
+    assert world.verdicts() == {Reason.AMBIGUOUS: (1, 101)}
+
+
+def test_what_is_sent_again_may_be_of_anybody_who_sent_before() -> None:
+    world = World()
+    world.event(0, ALICE, CONNECT, CLIENT)
+    for at_ms, process in ((1, ALICE), (10, CAROL), (20, BOB)):
+        world.event(at_ms, process, SEND, CLIENT, ways="sends")
+        world.packets(at_ms + 1, CLIENT)
+    world.event(30, BOB, SEND, CLIENT, ways="sends", shared=True)
+    world.packets(31, CLIENT)
+    world.event(40, BOB, SEND, CLIENT, ways="sends")
+    world.packets(41, CLIENT)
+    world.settle(99, final=True)
+    assert world.verdicts() == {
+        ALICE: (1, 101), CAROL: (1, 101), BOB: (2, 202), Reason.AMBIGUOUS: (1, 101),
+    }  # fmt: skip
+    (row,) = (row for key, row in world.ledger.account().rows if key.reason)
+    assert row.candidates == {ALICE, BOB, CAROL}
+
+
+def test_what_is_sent_again_is_not_of_the_one_who_is_still_remembered() -> None:
+    world = World()
+    world.event(0, BOB, CONNECT, CLIENT)
+    world.event(30, BOB, SEND, CLIENT, ways="sends", shared=True)
+    world.packets(31, CLIENT)
+    world.settle(99, final=True)
+    assert world.verdicts() == {Reason.AMBIGUOUS: (1, 101)}
 
 
 def test_whom_only_a_look_showed_is_not_known_to_have_written_the_rest() -> None:
