@@ -964,7 +964,7 @@ static __always_inline void queue_behind(struct sock *sk, struct procnet_connect
 		bpf_sk_storage_get(&send_queues, sk, NULL, BPF_SK_STORAGE_GET_F_CREATE);
 
 	if (queue && (is_sent || !connection->is_shared)) {
-		if (!connection->is_waiting)
+		if (!connection->is_waiting || connection->is_shared)
 			begin_queue(queue, connection->is_shared ? 0 : connection->sender);
 		is_believed = from.is_exact || is_sent || !queue->kept ||
 			      is_before(last_of(queue)->from_seq, sent_seq);
@@ -974,10 +974,15 @@ static __always_inline void queue_behind(struct sock *sk, struct procnet_connect
 			connection->is_shared = false;
 			return;
 		}
-		if (!share(queue, 0))
-			return;
+		connection->is_waiting = !share(queue, 0);
+		connection->is_shared = true;
+		if (connection->is_waiting) {
+			/* The ring is full: told when it leaves. */
+			queue->kept = 0;
+			queue->first = SEVERAL;
+			queue->told = NONE;
+		}
 		split_counts(sk);
-		connection->is_waiting = false;
 	}
 	if ((queue && is_sharer(queue, user)) || submit(seen, what | SHARED)) {
 		split_counts(sk);
@@ -993,6 +998,7 @@ static __always_inline int send_tcp(struct sock *sk, struct procnet_hand_over fr
 	struct tcp_sock *tcp = (struct tcp_sock *)sk;
 	__u64 user = current_user();
 	__u32 what = PROCNET_SEND | SENDS;
+	bool is_alone;
 	struct seen seen;
 
 	if (connection && is_helped(connection))
@@ -1009,22 +1015,20 @@ static __always_inline int send_tcp(struct sock *sk, struct procnet_hand_over fr
 		bool is_told = connection->is_opened ? connection->sender == user :
 						       connection->receiver == user;
 
-		if (!is_told && !submit(&seen, what))
-			return 0;
-		split_counts(sk);
-		connection->sender = user;
-		connection->is_opened = false;
-		return 0;
+		is_alone = is_told || submit(&seen, what);
+	} else {
+		is_alone = !is_busy && !is_before(BPF_CORE_READ(tcp, snd_una), from.from_seq) &&
+			   submit(&seen, what);
 	}
-	if (is_busy || is_before(BPF_CORE_READ(tcp, snd_una), from.from_seq)) {
+	connection->is_opened = false;
+	/* What finds the ring full is told when its bytes leave, which may be when nothing is lost. */
+	if (!is_alone) {
 		queue_behind(sk, connection, &seen, what, from, is_busy);
 		return 0;
 	}
-	if (submit(&seen, what)) {
-		split_counts(sk);
-		connection->sender = user;
-		connection->is_waiting = connection->is_shared = false;
-	}
+	split_counts(sk);
+	connection->sender = user;
+	connection->is_waiting = connection->is_shared = false;
 	return 0;
 }
 

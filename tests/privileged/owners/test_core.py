@@ -42,6 +42,8 @@ from tests.privileged.owners.actors import (
     who_told,
 )
 
+SO_SNDBUFFORCE = 32  # include/uapi/asm-generic/socket.h
+
 
 def test_every_question_has_its_hook(owners: CoreOwners) -> None:
     print(owners.hooks, owners.feature())
@@ -126,6 +128,27 @@ def test_a_full_ring_is_counted(inside: Namespace) -> None:
     finally:
         owners.close()
         close(sender, sink)
+
+
+def test_who_writes_while_the_ring_is_full_is_told_when_the_rest_leaves(inside: Namespace) -> None:
+    owners = CoreOwners.open(ring_bytes=4096, netns=inside.inode)
+    client, accepted, listener = connection()
+    accepted.setsockopt(socket.SOL_SOCKET, SO_SNDBUFFORCE, 8 << 20)
+    sender, sink, size = udp(), udp(bound="0.0.0.0"), 4_000_037
+    try:
+        for number in range(1, 200):
+            sender.sendto(b"x", (f"127.1.0.{number}", sink.getsockname()[1]))
+        sent, writer = run(lambda: accepted.send(bytes(size)))
+        assert sent == size
+        assert not [event for event in owners.read() if who_told(event) == writer]
+        taken = 0
+        while taken < size:
+            taken += len(client.recv(size))
+        told = [event for event in owners.read() if event.inode == inode(accepted)]
+        assert [who_told(event) for event in told] == [writer]
+    finally:
+        owners.close()
+        close(client, accepted, listener, sender, sink)
 
 
 def attached() -> set[int]:
