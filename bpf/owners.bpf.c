@@ -642,11 +642,13 @@ __noinline int submit(const struct seen *seen, __u32 what)
  * In softirq too: the event was made in the call of who is told. `part_bytes` are the process's own
  * of the `packet_bytes` of the packet that comes next.
  */
-static __always_inline bool submit_kept(const struct procnet_owner_event *kept, __u8 flags,
-					__u32 part_bytes, __u32 packet_bytes)
+__noinline int submit_kept(const struct procnet_owner_event *kept, __u8 flags, __u32 part_bytes,
+			   __u32 packet_bytes)
 {
 	struct procnet_owner_event *event;
 
+	if (!kept)
+		return false;
 	event = reserve_event();
 	if (!event)
 		return false;
@@ -710,6 +712,28 @@ static __always_inline struct procnet_user *last_user(struct procnet_socket *soc
 
 #define READ_NOW(of) (*(volatile typeof(of) *)&(of))
 
+enum procnet_told { NOT_TOLD, TOLD_ALONE, TOLD_SHARED };
+
+/* Shared as well if somebody has come by since there were so many `passes`. */
+__noinline int submit_datagram(const struct seen *seen, __u32 what, struct procnet_user *last,
+			       __u32 passes)
+{
+	struct procnet_owner_event *event;
+	bool is_shared;
+
+	if (!seen || !last)
+		return NOT_TOLD;
+	event = make_event(seen, what);
+	if (!event)
+		return NOT_TOLD;
+	is_shared = event->flags & PROCNET_FLAG_SHARED || READ_NOW(last->passes) != passes;
+	if (is_shared)
+		event->flags |= PROCNET_FLAG_SHARED;
+	bpf_ringbuf_submit(event, 0);
+	next_turn(&seen->tuple, what);
+	return is_shared ? TOLD_SHARED : TOLD_ALONE;
+}
+
 /*
  * Tells of a datagram socket, unless the same process was the last to use it for the same tuple. Where
  * packets of the one before still wait below, nobody can tell whose the next ones are that leave,
@@ -724,10 +748,10 @@ static __always_inline void tell(void *sk, struct procnet_socket *socket, struct
 				 __u64 user, __u32 what, struct __sk_buff *skb)
 {
 	__u64 told = digest(user, &seen->tuple), before;
-	struct procnet_owner_event *event;
 	struct procnet_user *last;
 	bool is_shared;
 	__u32 passes;
+	int result;
 
 	if (socket->told == told || is_elsewhere(seen->netns))
 		return;
@@ -747,19 +771,14 @@ static __always_inline void tell(void *sk, struct procnet_socket *socket, struct
 		return;
 	READ_NOW(last->is_shared) = true;
 	READ_NOW(last->user) = user;
-	event = make_event(seen, what);
-	if (!event) {
+	result = submit_datagram(seen, is_shared ? what | SHARED : what, last, passes);
+	if (result == NOT_TOLD) {
 		last->user = 0; /* it is told again at the next call */
 		return;
 	}
-	is_shared = is_shared || READ_NOW(last->passes) != passes;
-	if (is_shared)
-		event->flags |= PROCNET_FLAG_SHARED;
-	bpf_ringbuf_submit(event, 0);
-	next_turn(&seen->tuple, what);
 	split_counts(sk);
-	last->is_shared = is_shared;
-	socket->told = is_shared ? 0 : told;
+	last->is_shared = result == TOLD_SHARED;
+	socket->told = result == TOLD_SHARED ? 0 : told;
 }
 
 /* TCP: one tuple for each socket, so that the user alone says whether it was told. --------------*/
@@ -929,8 +948,10 @@ static __always_inline bool hand_over(struct procnet_send_queue *queue, const st
 }
 
 /* All that have anything in the queue are told that nobody can say what is whose. */
-static __always_inline bool share(struct procnet_send_queue *queue, __u8 flags)
+__noinline int share(struct procnet_send_queue *queue, __u8 flags)
 {
+	if (!queue)
+		return false;
 	for (__u32 i = 0; i < WRITERS; i++)
 		if (queue->events[i].layout &&
 		    !submit_kept(&queue->events[i], flags | PROCNET_FLAG_SHARED, 0, 0))
