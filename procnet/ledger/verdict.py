@@ -175,7 +175,8 @@ def _claims_of_sender(owners: OwnerTable, count: FlowCount) -> list[Claim]:
         if claim.evidence is Evidence.KERNEL_EVENT and claim.surely_covers(count)
     ]
     found = _surest(sure, exact, count) or claims
-    return found + [claim for claim in claims if claim.queued and claim not in found]
+    late = [claim for claim in claims if claim.queued and claim.end_ns > count.first_ns]
+    return found + [claim for claim in late if claim not in found]
 
 
 def _claims_of_taker(owners: OwnerTable, count: FlowCount) -> list[Claim]:

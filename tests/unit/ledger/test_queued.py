@@ -108,6 +108,16 @@ def test_the_next_user_of_a_socket_says_whether_the_one_who_let_go_has_left_anyt
     assert world.verdicts() == {Reason.AMBIGUOUS if shared else BOB: (1, 101)}
 
 
+def test_the_slack_of_the_clocks_does_not_bring_back_who_has_left_nothing() -> None:
+    world = World()
+    world.event(0, ALICE)
+    world.look(50, (udp_socket(), {BOB}))
+    world.event(60, BOB)
+    world.packets(60.01)
+    world.settle(61)
+    assert world.verdicts() == {BOB: (1, 101)}
+
+
 def test_packets_ahead_of_a_syn_are_of_the_connection_before() -> None:
     world = World()
     world.event(0, ALICE, CONNECT, CONNECTION)
