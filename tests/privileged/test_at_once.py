@@ -32,7 +32,8 @@ def test_nobody_is_named_for_a_packet_of_the_other_one(counting: str) -> None:
     for row in report["flows"]:
         sent, process = row["sent"], row["process"]
         counted += sent["payload_bytes"]
-        if process:
+        # Who holds the sink may be named for what lies in it.
+        if process and sent["packets"]:
             assert sent["payload_bytes"] == sizes[process["pid"]] * sent["packets"]
         elif sent["packets"]:
             assert row["reason"] == "AMBIGUOUS"
