@@ -138,6 +138,18 @@ struct in6_addr {
 	__u32 s6_words[4]; /* the kernel has a union there; only its address and size are used */
 };
 
+typedef struct {
+	int counter;
+} atomic_t;
+
+typedef struct refcount_struct {
+	atomic_t refs;
+} refcount_t;
+
+typedef struct {
+	__s64 counter;
+} atomic64_t;
+
 struct sock_common {
 	__be32 skc_daddr;
 	__be32 skc_rcv_saddr;
@@ -148,6 +160,7 @@ struct sock_common {
 	possible_net_t skc_net;
 	struct in6_addr skc_v6_daddr;
 	struct in6_addr skc_v6_rcv_saddr;
+	atomic64_t skc_cookie;
 };
 
 /* int in all of them, but the type's name is not in BTF as that of a struct */
@@ -158,14 +171,6 @@ typedef struct {
 struct sk_buff_head {
 	__u32 qlen;
 };
-
-typedef struct {
-	int counter;
-} atomic_t;
-
-typedef struct refcount_struct {
-	atomic_t refs;
-} refcount_t;
 
 struct sock {
 	struct sock_common __sk_common;

@@ -87,6 +87,7 @@ const volatile __u32 procnet_only_netns SEC(".rodata.netns") = 0;
 #define RING_BYTES (4 << 20) /* events of 120 bytes: 34,000 of them between two reads */
 #define PROCESS_RING_BYTES (4 << 20) /* 1,600 of them */
 #define USERS 65536
+#define CLOSED 4096
 #define KNOWN 4096 /* a power of two */
 
 #define AF_INET 2
@@ -131,8 +132,24 @@ struct procnet_use {
 /* Who used it last. */
 struct procnet_user {
 	__u64 user;
-	__u32 is_shared; /* when it was told, packets of others' still had to leave */
-	__u32 passes;    /* calls that were not sure that it was told */
+	/* When it was told, packets of others' still had to leave: of the socket, and of its port. */
+	__u32 is_shared;
+	__u32 is_behind;
+	__u32 passes; /* calls that were not sure that it was told */
+	__u32 pad;
+};
+
+struct procnet_port {
+	__u32 netns;
+	__u16 port;
+	__u16 protocol;
+};
+
+/* The last socket of a port that was closed with packets that had to leave. */
+struct procnet_closed {
+	__u64 socket; /* its address, which may be another's by now */
+	__s64 cookie;
+	__u64 unsure_until_ns; /* one before it may still have some */
 };
 
 struct {
@@ -209,6 +226,13 @@ struct {
 	__type(key, struct procnet_use);
 	__type(value, struct procnet_user);
 } users SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, CLOSED);
+	__type(key, struct procnet_port);
+	__type(value, struct procnet_closed);
+} closed SEC(".maps");
 
 struct {
 	__uint(type, BPF_MAP_TYPE_RINGBUF);
@@ -563,6 +587,7 @@ static __always_inline void next_turn(const struct procnet_tuple *tuple, __u8 ki
 #define AND_CLOSE (PROCNET_FLAG_CLOSES << 8)
 #define SENDS (PROCNET_FLAG_SENDS << 8)
 #define RECEIVES (PROCNET_FLAG_RECEIVES << 8)
+#define LEFT (PROCNET_FLAG_LEFT << 8)
 #define SHARED (PROCNET_FLAG_SHARED << 8)
 
 static __always_inline bool is_elsewhere(__u32 netns)
@@ -687,6 +712,54 @@ static __always_inline bool has_others_below(struct __sk_buff *skb)
 	       PACKET_BYTES;
 }
 
+#define QUEUED_NS 10000000000 /* procnet/ledger/claims.py */
+
+/*
+ * A socket is freed when its last packet has left, not before: if there is another one at its address,
+ * or something else, it has nothing to send any more.
+ */
+static __always_inline bool is_leaving(const struct procnet_closed *of)
+{
+	struct sock *sk = (struct sock *)of->socket;
+
+	if (bpf_ktime_get_boot_ns() < of->unsure_until_ns)
+		return true;
+	return BPF_CORE_READ(sk, __sk_common.skc_cookie.counter) == of->cookie && has_below(sk);
+}
+
+static __always_inline struct procnet_port port_of(const struct seen *seen)
+{
+	return (struct procnet_port){seen->netns, seen->tuple.local_port, seen->tuple.protocol};
+}
+
+/* Does anything of a closed socket of this port still have to leave? If not any more, LEFT. */
+static __always_inline bool waits_at_port(const struct seen *seen, __u32 *what)
+{
+	struct procnet_port port = port_of(seen);
+	struct procnet_closed *of = bpf_map_lookup_elem(&closed, &port);
+
+	if (of && is_leaving(of))
+		return true;
+	if (of)
+		*what |= LEFT;
+	return false;
+}
+
+/* A socket is closed, and what it has sent has not all left. */
+static __always_inline void note_closed(struct sock *sk, const struct seen *seen)
+{
+	struct procnet_closed of = {
+		.socket = (unsigned long)sk,
+		.cookie = BPF_CORE_READ(sk, __sk_common.skc_cookie.counter),
+	};
+	struct procnet_port port = port_of(seen);
+	struct procnet_closed *before = bpf_map_lookup_elem(&closed, &port);
+
+	if (!of.cookie || (before && is_leaving(before)))
+		of.unsure_until_ns = bpf_ktime_get_boot_ns() + QUEUED_NS;
+	bpf_map_update_elem(&closed, &port, &of, BPF_ANY);
+}
+
 static __always_inline void note(struct procnet_socket *socket, const struct seen *seen)
 {
 	socket->inode = seen->inode;
@@ -737,7 +810,8 @@ __noinline int submit_datagram(const struct seen *seen, __u32 what, struct procn
 /*
  * Tells of a datagram socket, unless the same process was the last to use it for the same tuple. Where
  * packets of the one before still wait below, nobody can tell whose the next ones are that leave,
- * until one finds nothing there; until then `told` is 0, and each comes by here. `skb` is what is sent.
+ * until one finds nothing there; so it is with those of a socket that had the port before. As long,
+ * `told` is 0, and each comes by here. `skb` is what is sent.
  *
  * On another CPU another process may send at the same time. Either its packet is below already when
  * we look, or it finds `told` cleared and adds to `passes`: before we look at that for the last time,
@@ -748,8 +822,8 @@ static __always_inline void tell(void *sk, struct procnet_socket *socket, struct
 				 __u64 user, __u32 what, struct __sk_buff *skb)
 {
 	__u64 told = digest(user, &seen->tuple), before;
+	bool is_send = what == PROCNET_SEND, was_shared, is_shared = false, is_behind = false;
 	struct procnet_user *last;
-	bool is_shared;
 	__u32 passes;
 	int result;
 
@@ -762,13 +836,19 @@ static __always_inline void tell(void *sk, struct procnet_socket *socket, struct
 	__sync_fetch_and_add(&last->passes, 1);
 	passes = READ_NOW(last->passes);
 	before = READ_NOW(last->user);
-	if (before == user && !READ_NOW(last->is_shared)) {
+	if (before == user && !READ_NOW(last->is_shared) && !last->is_behind) {
 		READ_NOW(socket->told) = told;
 		return;
 	}
-	is_shared = before && (what == PROCNET_SEND ? has_others_below(skb) : has_below(sk));
-	if (is_shared && before == user)
+	was_shared = READ_NOW(last->is_shared);
+	if (before && (before != user || was_shared))
+		is_shared = is_send ? has_others_below(skb) : has_below(sk);
+	if (!before || last->is_behind)
+		is_behind = waits_at_port(seen, &what);
+	if (before == user && is_shared == was_shared && is_behind == last->is_behind)
 		return;
+	if (!before && is_send)
+		bpf_get_socket_cookie(skb); /* gives it one, for note_closed() */
 	READ_NOW(last->is_shared) = true;
 	READ_NOW(last->user) = user;
 	result = submit_datagram(seen, is_shared ? what | SHARED : what, last, passes);
@@ -778,7 +858,8 @@ static __always_inline void tell(void *sk, struct procnet_socket *socket, struct
 	}
 	split_counts(sk);
 	last->is_shared = result == TOLD_SHARED;
-	socket->told = result == TOLD_SHARED ? 0 : told;
+	last->is_behind = is_behind;
+	socket->told = result == TOLD_SHARED || is_behind ? 0 : told;
 }
 
 /* TCP: one tuple for each socket, so that the user alone says whether it was told. --------------*/
@@ -2013,6 +2094,7 @@ SEC("cgroup/sock_release")
 int on_release(struct bpf_sock *ctx)
 {
 	struct sock *sk = (struct sock *)ctx;
+	__u32 what = PROCNET_CLOSE;
 	struct seen seen;
 
 	/* A connection goes on without its process. */
@@ -2030,8 +2112,11 @@ int on_release(struct bpf_sock *ctx)
 		}
 		connection->is_closing = true;
 	}
-	submit(&seen, ctx->type != SOCK_STREAM && has_below(sk) ? PROCNET_CLOSE | SHARED :
-								   PROCNET_CLOSE);
+	if (ctx->type != SOCK_STREAM && has_below(sk)) {
+		note_closed(sk, &seen);
+		what |= SHARED;
+	}
+	submit(&seen, what);
 	return 1;
 }
 

@@ -39,6 +39,8 @@ enum procnet_event_kind {
  * packets that were sent by the socket still have to leave.
  */
 #define PROCNET_FLAG_SHARED 16
+/* Whatever closed sockets of this port still had to send has left. */
+#define PROCNET_FLAG_LEFT 32
 
 /*
  * Both addresses are 16 bytes long, IPv4 in its mapped form (::ffff:a.b.c.d). A local wildcard

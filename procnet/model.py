@@ -222,7 +222,8 @@ class OwnerEvent(NamedTuple):
     ``kernel`` is true for a kernel thread, which has no process to name. ``sends`` and ``receives``
     say what of the socket the process has from here on; ``shared`` that bytes of others leave among
     its own, and nobody can tell which; but if there are ``packet_bytes``, ``part_bytes`` of so many
-    in the next packet are its own.
+    in the next packet are its own. ``left``: nothing leaves any more of sockets that had the port
+    before. A close that is ``shared`` has packets that still have to leave.
     """
 
     time_ns: int
@@ -244,6 +245,7 @@ class OwnerEvent(NamedTuple):
     shared: bool = False
     part_bytes: int = 0
     packet_bytes: int = 0
+    left: bool = False
 
 
 class Socket(NamedTuple):

@@ -71,7 +71,7 @@ def decode_event(record: bytes, wall_offset_ns: int) -> OwnerEvent | None:
         time_ns + wall_offset_ns, kind, netns, protocol, _local_address(local_address), local_port,
         remote_address, remote_port, inode, _process(pid, start_ns), _name(comm), uid, cgroup_id,
         flags & layout.FLAG_KERNEL != 0, ways != layout.FLAG_RECEIVES, ways != layout.FLAG_SENDS,
-        flags & layout.FLAG_SHARED != 0, part_bytes, packet_bytes,
+        flags & layout.FLAG_SHARED != 0, part_bytes, packet_bytes, flags & layout.FLAG_LEFT != 0,
     ))  # fmt: skip
 
 

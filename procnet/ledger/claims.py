@@ -34,8 +34,8 @@ TCP_GRACE_NS = 60_000_000_000
 OTHER_GRACE_NS = 1_000_000_000
 """Longer than a datagram waits that has left for the device when its socket is closed."""
 QUEUED_NS = 10_000_000_000
-"""For so long packets may leave that waited below a socket when it was closed: as much as one may
-have there (SO_SNDBUF, 212,992 bytes) takes it at 170 kbit/s. Nothing tells when it has left."""
+"""For so long packets may leave that waited below a socket when it was closed, if nothing says
+that they have: as much as one may have there (SO_SNDBUF, 212,992 bytes) takes it at 170 kbit/s."""
 
 
 def grace_ns(protocol: int) -> int:
@@ -208,8 +208,10 @@ class Claim:
 
         ``queued``: and packets that still have to leave, or may have to.
         """
-        self.queued = queued and self.has_remote and (self.is_open or self.queued)
-        end_ns = at_ns + QUEUED_NS if self.queued else at_ns
+        end_ns = at_ns
+        if queued and self.has_remote and (self.is_open or self.queued):
+            self.queued = True
+            end_ns = at_ns + QUEUED_NS
         if self.end_ns > end_ns:
             self.end_ns = end_ns
         if self.sure_to_ns > at_ns:
@@ -246,9 +248,11 @@ class Claim:
 
 
 def end_queued(claims: Iterable[Claim], event: OwnerEvent) -> None:
-    """Unless it says otherwise, whatever others had sent by the event's socket has left by then."""
+    """Unless the event says otherwise, what others had sent by its socket has left by then; if it
+    says so, also what was sent by the sockets that had its port before."""
     for claim in claims:
-        if claim.queued and claim.inode == event.inode and not event.shared:
+        of_socket = claim.inode == event.inode
+        if claim.queued and (not event.shared if of_socket else event.left):
             claim.close(event.time_ns)
 
 

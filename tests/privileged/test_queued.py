@@ -37,8 +37,14 @@ SCENES = tuple(each.__name__ for each in KINDS)
 # 42 ms for each datagram of a scene.
 SLOW = "root tbf rate 200kbit burst 1600 latency 20s"
 PATIENCE_S = 200.0
-TWO_USERS = ("shared_connected", "shared_unconnected", "connection")
-"""Of one socket; the second one sends again when all has left."""
+TWO_USERS = (
+    "shared_connected",
+    "shared_unconnected",
+    "port_taken_over_connected",
+    "port_taken_over_unconnected",
+    "connection",
+)
+"""Of one socket or port; the second one sends again when all has left."""
 
 
 class Run(NamedTuple):

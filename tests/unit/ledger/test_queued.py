@@ -61,6 +61,18 @@ def test_who_takes_the_port_of_a_closed_socket_is_not_named_for_what_it_had_queu
         assert world.verdicts() == {BOB: (3, 303)}
 
 
+def test_who_takes_the_port_says_when_nothing_of_the_closed_socket_waits_any_more() -> None:
+    world = World()
+    world.event(0, ALICE)
+    world.event(1, ALICE, CLOSE, shared=True)
+    world.event(2, BOB, inode=7002)
+    world.packets(3)
+    world.event(4, BOB, inode=7002, left=True)
+    world.packets(5)
+    world.settle(6, final=True)
+    assert world.verdicts() == {Reason.AMBIGUOUS: (1, 101), BOB: (1, 101)}
+
+
 def test_who_only_holds_the_port_of_a_closed_socket_is_not_named_either() -> None:
     world = World()
     world.event(0, ALICE)
@@ -102,10 +114,12 @@ def test_the_next_user_of_a_socket_says_whether_the_one_who_let_go_has_left_anyt
     world = World()
     world.event(0, ALICE)
     world.look(50, (udp_socket(), {BOB}))
+    world.packets(55)
     world.event(60, BOB, shared=shared)
     world.packets(61)
     world.settle(62, final=True)
-    assert world.verdicts() == {Reason.AMBIGUOUS if shared else BOB: (1, 101)}
+    ambiguous, named = ((2, 202), {}) if shared else ((1, 101), {BOB: (1, 101)})
+    assert world.verdicts() == {Reason.AMBIGUOUS: ambiguous, **named}
 
 
 def test_the_slack_of_the_clocks_does_not_bring_back_who_has_left_nothing() -> None:

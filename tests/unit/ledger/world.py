@@ -84,6 +84,7 @@ class World:
         ways: str = "both",
         shared: bool = False,
         part: tuple[int, int] = (0, 0),
+        left: bool = False,
     ) -> None:
         key = flow() if key is None else key
         self.ledger.observe(
@@ -108,6 +109,7 @@ class World:
                     shared=shared,
                     part_bytes=part[0],
                     packet_bytes=part[1],
+                    left=left,
                 )
             ]
         )
