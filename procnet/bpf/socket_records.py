@@ -179,10 +179,11 @@ def _add_difference(
     opens = before == NOTHING and bool(flags & _OPEN)
     first_ns = since_ns + clocks.boot_ns
     for is_sent, last_ns, at in ((True, sent_ns, 0), (False, received_ns, 3)):
-        packets, wire_bytes = now[at] - before[at], now[at + 1] - before[at + 1]
-        if packets or wire_bytes:
+        packets, wire_bytes, payload_bytes = (now[at + i] - before[at + i] for i in range(3))
+        # A record that is written beside a packet may have its bytes and not yet the packet.
+        if packets or wire_bytes or payload_bytes:
             counts.append(_new(FlowCount, (
-                _INTERFACE, key, is_sent, packets, wire_bytes, now[at + 2] - before[at + 2],
+                _INTERFACE, key, is_sent, packets, wire_bytes, payload_bytes,
                 first_ns, max(first_ns, last_ns + clocks.monotonic_ns), opens, None,
             )))  # fmt: skip
             opens = False
@@ -213,7 +214,7 @@ def untold(
     """What sockets have moved of which nobody could be told; of no flow."""
     for sent, at in ((True, 0), (False, 3)):
         packets, wire_bytes, payload_bytes = (sums[i] - before[i] for i in range(at, at + 3))
-        if packets or wire_bytes:
+        if packets or wire_bytes or payload_bytes:
             yield FlowCount(
                 _INTERFACE, None, sent, packets, wire_bytes, payload_bytes,
                 since_ns + clocks.boot_ns, until_ns + clocks.boot_ns, False, Reason.EVICTED,

