@@ -27,8 +27,8 @@ from contextlib import contextmanager
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
+from procnet.bpf.clocks import boot_to_wall_ns
 from procnet.bpf.core import CoreOwners
-from procnet.bpf.events import boot_to_wall_ns
 
 RUNS = ((10, 101), (1_000, 5_003), (10_000, 50_021))
 """New flows a second, and how many flows."""

@@ -7,8 +7,8 @@ import time
 from collections.abc import Iterable
 
 from procnet import ladder
+from procnet.bpf.clocks import boot_to_wall_ns
 from procnet.bpf.core import COUNTING_AT_SOCKETS, COUNTING_AT_SOCKETS_HERE, CoreOwners
-from procnet.bpf.events import boot_to_wall_ns
 from procnet.bpf.kprobe import KprobeOwners
 from procnet.bpf.socket_counts import SocketCounts
 from procnet.errors import AccessError, LoadError, UnsupportedError

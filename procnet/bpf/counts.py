@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, NamedTuple, cast
 
 from procnet import features
 from procnet.bpf import layout
+from procnet.bpf.clocks import boot_to_wall_ns
 from procnet.bpf.core_host import demanded, find_obstacle
-from procnet.bpf.events import boot_to_wall_ns
 from procnet.bpf.host import Host, promised
 from procnet.bpf.ring import News
 from procnet.errors import AccessError, LoadError, UnsupportedError

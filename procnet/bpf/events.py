@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import sys
-import time
 from functools import lru_cache
 
 from procnet.bpf import layout
+from procnet.bpf.clocks import boot_to_wall_ns
 from procnet.bpf.processes import comm_text
 from procnet.errors import LayoutError
 from procnet.model import (
@@ -19,21 +19,11 @@ from procnet.model import (
     unmapped,
 )
 
-_CLOCK_PAIRS = 5
 _KINDS = {kind.value: kind for kind in EventKind}
 _WILDCARDS = (IPV4_WILDCARD, IPV6_WILDCARD)
 _WAYS = layout.FLAG_SENDS | layout.FLAG_RECEIVES
 # The constructor of a NamedTuple takes three times as long.
 _new = tuple.__new__
-
-
-def boot_to_wall_ns() -> int:
-    """What to add to CLOCK_BOOTTIME, which events are stamped with, to get the wall clock."""
-    # The second clock is read late by however long we were away: the smallest difference is the
-    # nearest to the truth.
-    return min(
-        -time.clock_gettime_ns(time.CLOCK_BOOTTIME) + time.time_ns() for _ in range(_CLOCK_PAIRS)
-    )
 
 
 @lru_cache(256)

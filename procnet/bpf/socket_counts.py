@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
-from procnet.bpf.events import boot_to_wall_ns
+from procnet.bpf.clocks import boot_to_wall_ns
 from procnet.bpf.ring import News, Ring
 from procnet.bpf.socket_records import (
     NOTHING,

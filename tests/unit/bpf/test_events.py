@@ -1,11 +1,9 @@
 from __future__ import annotations
 
-import time
-
 import pytest
 
 from procnet.bpf import layout
-from procnet.bpf.events import boot_to_wall_ns, decode_event, decode_events
+from procnet.bpf.events import decode_event, decode_events
 from procnet.bpf.processes import comm_text
 from procnet.errors import LayoutError
 from procnet.model import TCP, EventKind, OwnerEvent, ProcessId
@@ -98,10 +96,3 @@ def test_another_layout_is_refused_and_costs_no_other_record(wrong: bytes) -> No
         decode_event(wrong, 0)
     events, unknown = decode_events([record(inode=3), wrong, record(inode=7)])
     assert ([event.inode for event in events], unknown) == ([3, 7], 1)
-
-
-def test_boot_time_becomes_the_wall_clock() -> None:
-    before_ns = time.time_ns()
-    converted_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME) + boot_to_wall_ns()
-    after_ns = time.time_ns()
-    assert before_ns - 1_000_000 <= converted_ns <= after_ns + 1_000_000
