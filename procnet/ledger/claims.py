@@ -21,8 +21,8 @@ FOREVER_NS = 1 << 62
 ANY_TIME = (ALWAYS_NS, FOREVER_NS)
 
 CLOCK_SLACK_NS = 100_000
-"""Packets are stamped by the wall clock and events by the boot clock: the difference is known as well
-as both can be read at once, and not before the next read after the wall clock was set."""
+"""Packets are stamped by the wall clock and events by the boot clock: the difference is known as
+well as both can be read at once, and not before the next read after the wall clock was set."""
 
 INJECTION_NS = 10_000_000
 """For so long one event stands for all frames that a process injects (bpf/owners.bpf.c)."""
