@@ -308,7 +308,6 @@ def blurred(claims: Sequence[Claim], lost_ns: int) -> Claim:
     claim.injects = last.injects
     claim.sends = any(claim.sends for claim in claims)
     claim.receives = any(claim.receives for claim in claims)
-    claim.shared = any(claim.shared for claim in claims)
     claim.queued = any(claim.queued for claim in claims)
     claim.takes = all(claim.takes for claim in claims)
     claim.blind = NOBODY.union(*(claim.blind for claim in claims))
