@@ -36,6 +36,11 @@ _LEFT_OUT = {
     "cable_small_packet_flood",
     "cable_tcp_v4_mapped",
     "cable_udp_v6",
+    # Before 6.16 nobody can tell these writers apart: what others do not show is natively shown.
+    "blocked_writers",
+    "five_writers",
+    "nothing_written",
+    "tiny_turns",
 }
 PLAYED = [name for name in ALL if name not in _LEFT_OUT]
 SHARED = list(scenarios.scenarios("", *sharing.KINDS))
@@ -47,15 +52,16 @@ CORE = {
     f"{ACCURACY}::test_a_pid_that_is_used_again_is_two_processes": 1,
 }
 SHORT_LIVED = "tests/privileged/test_short_lived.py::test_the_kernel_names_every_short_lived_sender"
-# Minutes, where each processor is emulated: of many short-lived senders, and of sockets older than
-# the hooks (they go by the iterator, which is the same in both), one machine tells.
+# Minutes, where each processor is emulated: of sockets older than the hooks (they go by the
+# iterator, which is the same in both) one machine tells, of 1009 short-lived senders
+# test_counting_vm.py.
 CORE_6_1 = {
     **CORE,
     f"{SHORT_LIVED}[udp-200]": 1,
     f"{SHORT_LIVED}[tcp-200]": 1,
     "tests/privileged/test_older_sockets.py": 7,
 }
-CORE_6_12 = {**CORE, f"{SHORT_LIVED}[udp-1009]": 1, f"{SHORT_LIVED}[tcp-1009]": 1}
+CORE_6_12 = {**CORE, f"{SHORT_LIVED}[udp-200]": 1}
 KPROBE = {
     **FACTS,
     "tests/privileged/owners/test_kprobe.py": 8,

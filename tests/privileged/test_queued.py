@@ -34,8 +34,8 @@ from tests.privileged.reporting import SIDES, Reporter
 from tests.workloads.queued import KINDS, LAST_NUMBER, LAST_SIZE
 
 SCENES = tuple(each.__name__ for each in KINDS)
-# 42 ms for each datagram of a scene.
-SLOW = "root tbf rate 200kbit burst 1600 latency 20s"
+# 21 ms for each datagram of a scene.
+SLOW = "root tbf rate 400kbit burst 1600 latency 20s"
 PATIENCE_S = 200.0
 TWO_USERS = (
     "shared_connected",
