@@ -19,8 +19,7 @@ MAX_GENERATIONS = 64
 # (until then, another SYN is the same one sent again), and when the last one was. One flat tuple of
 # plain values, which the collector of garbage passes over.
 _Opened = tuple[int, ...]
-_FIRST, _SENT, _ANSWERED, _LAST = range(4)
-_SIZE = 4
+_SENT, _ANSWERED, _LAST, _SIZE = range(1, 5)
 
 
 class Generations:
@@ -66,20 +65,15 @@ class Generations:
         """The connections that it knows of."""
         return sum(map(len, self._opened.values())) // _SIZE
 
-    def interval(self, key: FlowKey, at_ns: int) -> tuple[int, int]:
-        """(first, last) moment of the connection that the five-tuple stood for at ``at_ns``."""
-        begin_ns, end_ns = ALWAYS_NS, FOREVER_NS
-        for opened_ns in self._opened.get(key, ())[_FIRST::_SIZE]:
-            if opened_ns > at_ns:
-                end_ns = opened_ns
-                break
-            begin_ns = opened_ns
-        return begin_ns, end_ns
-
-    def last_syn_ns(self, key: FlowKey, begin_ns: int) -> int:
-        """When the connection that began then was asked for last; ``begin_ns`` if nobody knows."""
+    def interval(self, key: FlowKey, at_ns: int) -> tuple[int, int, int]:
+        """(first, last) moment of the connection that the five-tuple stood for at ``at_ns``, and
+        when it was asked for last; the first of these is always if nobody saw it, and so is that.
+        """
+        begin_ns, end_ns, asked_ns = ALWAYS_NS, FOREVER_NS, ALWAYS_NS
         opened = self._opened.get(key, ())
-        for first_ns, last_ns in zip(opened[_FIRST::_SIZE], opened[_LAST::_SIZE], strict=True):
-            if first_ns == begin_ns:
-                return last_ns
-        return begin_ns
+        for at in range(0, len(opened), _SIZE):
+            if opened[at] > at_ns:
+                end_ns = opened[at]
+                break
+            begin_ns, asked_ns = opened[at], opened[at + _LAST]
+        return begin_ns, end_ns, asked_ns

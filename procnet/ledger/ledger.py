@@ -237,8 +237,9 @@ class Ledger:
         else:
             generation, asked_ns = ANY_TIME, ALWAYS_NS
             if key.protocol == TCP:
-                generation = self._generations.interval(key, count.first_ns)
-                asked_ns = self._generations.last_syn_ns(key, generation[0]) + CLOCK_SLACK_NS
+                begin_ns, end_ns, asked_ns = self._generations.interval(key, count.first_ns)
+                generation = begin_ns, end_ns
+                asked_ns += CLOCK_SLACK_NS
             when = _new(When, (generation, last_ns < self._looks_ns[1], last_word, late, asked_ns))
             if found is None:
                 verdict = decide(self.owners, count, when)
