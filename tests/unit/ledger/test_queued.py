@@ -132,13 +132,19 @@ def test_the_slack_of_the_clocks_does_not_bring_back_who_has_left_nothing() -> N
     assert world.verdicts() == {BOB: (1, 101)}
 
 
-def test_packets_ahead_of_a_syn_are_of_the_connection_before() -> None:
+def connected_again() -> World:
+    """A connection has been closed, and the next one has another user."""
     world = World()
     world.event(0, ALICE, CONNECT, CONNECTION)
     world.packets(0.1, CONNECTION, opens=True)
     world.packets(0.2, CONNECTION, sent=False)
     world.event(1, ALICE, CLOSE, CONNECTION)
     world.event(2, BOB, CONNECT, CONNECTION, inode=7002)
+    return world
+
+
+def test_packets_ahead_of_a_syn_are_of_the_connection_before() -> None:
+    world = connected_again()
     world.packets(3, CONNECTION)
     world.packets(4, CONNECTION, opens=True)
     world.packets(5, CONNECTION)
@@ -147,12 +153,7 @@ def test_packets_ahead_of_a_syn_are_of_the_connection_before() -> None:
 
 
 def test_until_its_syn_was_seen_nobody_knows_whether_a_packet_is_of_the_next_connection() -> None:
-    world = World()
-    world.event(0, ALICE, CONNECT, CONNECTION)
-    world.packets(0.1, CONNECTION, opens=True)
-    world.packets(0.2, CONNECTION, sent=False)
-    world.event(1, ALICE, CLOSE, CONNECTION)
-    world.event(2, BOB, CONNECT, CONNECTION, inode=7002)
+    world = connected_again()
     world.packets(3, CONNECTION)
     world.settle(4)
     assert world.verdicts()[Reason.PENDING] == (2, 202)
