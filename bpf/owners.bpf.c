@@ -332,12 +332,15 @@ __noinline int tell_process(void)
 	return true;
 }
 
-/* Before its first event, so that whoever has read the event finds the process. */
+/* Before its first event, so that whoever has read the event finds the process, if it is one. */
 static __always_inline void introduce(void)
 {
 	__u64 user = current_user();
-	__u64 *place = place_of(user);
+	__u64 *place;
 
+	if (is_kernel_thread())
+		return;
+	place = place_of(user);
 	if (place && *place != user && tell_process())
 		*place = user;
 }
@@ -638,8 +641,7 @@ static __always_inline struct procnet_owner_event *make_event(const struct seen 
 {
 	struct procnet_owner_event *event;
 
-	if (!is_kernel_thread())
-		introduce();
+	introduce();
 	event = reserve_event();
 	if (event)
 		fill_event(event, seen, what);
@@ -772,10 +774,8 @@ static __always_inline struct procnet_user *last_user(struct procnet_socket *soc
 						      const struct procnet_tuple *tuple)
 {
 	struct procnet_user nobody = {}, *last;
-	struct procnet_use use;
+	struct procnet_use use = {socket->id, *tuple};
 
-	use.socket = socket->id;
-	__builtin_memcpy(&use.tuple, tuple, sizeof(use.tuple));
 	last = bpf_map_lookup_elem(&users, &use);
 	if (last)
 		return last;
@@ -783,7 +783,7 @@ static __always_inline struct procnet_user *last_user(struct procnet_socket *soc
 	return bpf_map_lookup_elem(&users, &use);
 }
 
-#define READ_NOW(of) (*(volatile typeof(of) *)&(of))
+#define ACCESS_ONCE(of) (*(volatile typeof(of) *)&(of))
 
 enum procnet_told { NOT_TOLD, TOLD_ALONE, TOLD_SHARED };
 
@@ -799,7 +799,7 @@ __noinline int submit_datagram(const struct seen *seen, __u32 what, struct procn
 	event = make_event(seen, what);
 	if (!event)
 		return NOT_TOLD;
-	is_shared = event->flags & PROCNET_FLAG_SHARED || READ_NOW(last->passes) != passes;
+	is_shared = event->flags & PROCNET_FLAG_SHARED || ACCESS_ONCE(last->passes) != passes;
 	if (is_shared)
 		event->flags |= PROCNET_FLAG_SHARED;
 	bpf_ringbuf_submit(event, 0);
@@ -827,20 +827,20 @@ static __always_inline void tell(void *sk, struct procnet_socket *socket, struct
 	__u32 passes;
 	int result;
 
-	if (socket->told == told || is_elsewhere(seen->netns))
+	if (socket->told == told)
 		return;
 	last = last_user(socket, &seen->tuple);
 	if (!last)
 		return;
-	READ_NOW(socket->told) = 0;
+	ACCESS_ONCE(socket->told) = 0;
 	__sync_fetch_and_add(&last->passes, 1);
-	passes = READ_NOW(last->passes);
-	before = READ_NOW(last->user);
-	if (before == user && !READ_NOW(last->is_shared) && !last->is_behind) {
-		READ_NOW(socket->told) = told;
+	passes = ACCESS_ONCE(last->passes);
+	before = ACCESS_ONCE(last->user);
+	if (before == user && !ACCESS_ONCE(last->is_shared) && !last->is_behind) {
+		ACCESS_ONCE(socket->told) = told;
 		return;
 	}
-	was_shared = READ_NOW(last->is_shared);
+	was_shared = ACCESS_ONCE(last->is_shared);
 	if (before && (before != user || was_shared))
 		is_shared = is_send ? has_others_below(skb) : has_below(sk);
 	if (!before || last->is_behind)
@@ -849,8 +849,8 @@ static __always_inline void tell(void *sk, struct procnet_socket *socket, struct
 		return;
 	if (!before && is_send)
 		bpf_get_socket_cookie(skb); /* gives it one, for note_closed() */
-	READ_NOW(last->is_shared) = true;
-	READ_NOW(last->user) = user;
+	ACCESS_ONCE(last->is_shared) = true;
+	ACCESS_ONCE(last->user) = user;
 	result = submit_datagram(seen, is_shared ? what | SHARED : what, last, passes);
 	if (result == NOT_TOLD) {
 		last->user = 0; /* it is told again at the next call */
@@ -1013,8 +1013,7 @@ static __always_inline bool hand_over(struct procnet_send_queue *queue, const st
 	if (writer >= WRITERS || !has_room(queue, sent_seq))
 		return false;
 	if (!queue->events[writer].layout) {
-		if (!is_kernel_thread())
-			introduce();
+		introduce();
 		/* Whether it receives is another question when it is told. */
 		fill_event(&queue->events[writer], seen, what & ~RECEIVES);
 	}

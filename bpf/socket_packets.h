@@ -393,16 +393,11 @@ static __always_inline bool is_same(const struct procnet_tuple *one,
 static __always_inline bool is_copy(struct bpf_sock *sk, const struct procnet_tuple *tuple)
 {
 	struct procnet_socket *socket;
-	struct procnet_use use;
 
 	if (sk->type != SOCK_RAW || !is_spoken_by_others(tuple->protocol))
 		return false;
 	socket = bpf_sk_storage_get(&sockets, sk, NULL, 0);
-	if (!socket)
-		return true;
-	use.socket = socket->id;
-	use.tuple = *tuple;
-	return !bpf_map_lookup_elem(&users, &use);
+	return !socket || !bpf_map_lookup_elem(&users, &(struct procnet_use){socket->id, *tuple});
 }
 
 /* Without a helper: UDP over IPv4, and the remote end that the figures are of. */
