@@ -13,6 +13,8 @@ import pytest
 from tests.kernels.vm import run_in_vm
 
 TIMEOUT_S = 900.0
+# First of all, for where what is said will be cut.
+_OF_FAILURES, _FAILURE_LINES = ("FAILED ", "ERROR ", "E   "), 60
 
 
 def run_suites(
@@ -51,7 +53,10 @@ def run_suites(
         timeout_s=TIMEOUT_S,
         share=directory,
     )
-    said = f"{result.output[-20_000:]}\n--- console ---\n{result.console[-2_000:]}"
+    failed = [line for line in result.output.splitlines() if line.startswith(_OF_FAILURES)]
+    output, console = result.output[-20_000:], result.console[-2_000:]
+    failures = "\n".join(failed[-_FAILURE_LINES:])
+    said = f"{failures}\n--- output ---\n{output}\n--- console ---\n{console}"
     print(said)
     assert result.exit_status == 0, said
     counts = xml.parse(report).getroot()[0].attrib

@@ -141,6 +141,15 @@ class Namespace:
         """Runs a command in here that must succeed, and returns its standard output."""
         return run(self.argv(argv), stdin=stdin)
 
+    def resent_segments(self) -> int:
+        """How many segments TCP has sent again in here so far (RetransSegs, RFC 4022)."""
+        names, values = (
+            line.split()
+            for line in self.run(["cat", "/proc/net/snmp"]).splitlines()
+            if "Tcp:" in line
+        )
+        return int(dict(zip(names, values, strict=True))["RetransSegs"])
+
     def popen(self, argv: Sequence[str], **options: Any) -> subprocess.Popen[Any]:
         """Starts a command in here. It is killed when the namespace closes, if not before."""
         process = subprocess.Popen(self.argv(argv), **options)

@@ -26,12 +26,14 @@ class Sender(NamedTuple):
 
 
 class Judgement(NamedTuple):
-    """Senders by what the report says of them: each is in exactly one."""
+    """Senders by what the report says of them: each is in exactly one. ``again``: messages that TCP
+    has sent more than once, which a busy machine makes it do."""
 
     named: int
     wrong: int
     unnamed: int
     uncounted: int
+    again: int = 0
 
 
 def build(directory: Path) -> Path:
@@ -70,20 +72,26 @@ def judge(
         for row in report["processes"]
         if not exe or (row["exe"] == exe and row["cmdline"][:1] == [exe] and row["parent_pid"])
     }
-    named = wrong = unnamed = uncounted = 0
+    named = wrong = unnamed = uncounted = again = 0
     by_port: dict[int, list[Sender]] = {}
     for sender in senders:
         by_port.setdefault(sender.local_port, []).append(sender)
     for local_port, users in by_port.items():
         rows = flows(report, protocol=protocol, local_port=local_port, remote_port=port)
         sent, _ = payload(rows)
-        missing_bytes = sum(user.payload_bytes for user in users) - sent
-        uncounted += missing_bytes // MESSAGE_BYTES
+        missing = sum(user.payload_bytes for user in users) // MESSAGE_BYTES - sent // MESSAGE_BYTES
+        assert sent % MESSAGE_BYTES == 0
+        uncounted += max(0, missing)
+        extra = max(0, -missing)
+        again += extra
         for row in rows:
             messages = row["sent"]["payload_bytes"] // MESSAGE_BYTES
+            if messages > extra:
+                messages, extra = messages - extra, 0
             process = row["process"]
             if process is None:
                 unnamed += messages
+                print(f"unnamed: {row}")
             elif any(is_row_of(process, user) for user in users) and (
                 (process["pid"], process["start_time_ns"]) in full
             ):
@@ -91,7 +99,7 @@ def judge(
             else:
                 print(f"wrong: {row}, which was sent by {users}")
                 wrong += messages
-    return Judgement(named, wrong, unnamed, uncounted)
+    return Judgement(named, wrong, unnamed, uncounted, again)
 
 
 def is_row_of(process: dict[str, Any], sender: Sender) -> bool:
