@@ -24,8 +24,7 @@ MAPPED_PREFIX = bytes(10) + b"\xff\xff"
 
 CLOCK_TICK_NS = 10_000_000
 """Resolution of a process's start time: /proc/PID/stat counts it in ticks of USER_HZ = 100 on every
-architecture that Linux has today (include/asm-generic/param.h), so the kernel's finer figure is
-rounded down to it and the two can be compared."""
+architecture of today (include/asm-generic/param.h); the kernel's finer figure is rounded down."""
 
 
 def unmapped(address: bytes) -> bytes:
@@ -186,9 +185,9 @@ class Counted(NamedTuple):
 
     Not yet a flow's: whether it was sent or received is for ``capture`` to say. A hundred thousand
     entries are taken out at once, so they come in batches (how many, and what), which are as small
-    as in the kernel until they are iterated, and an entry is two plain tuples, as ``struct`` makes
-    them. ``evicted`` found the kernel's table full: interface, whether it was outgoing, sums.
-    ``boot_ns`` is the wall-clock time of the boot.
+    as in the kernel until they are iterated, and an entry is two plain tuples of ``struct``.
+    ``evicted`` found the kernel's table full: interface, whether it was outgoing, sums. ``boot_ns``
+    is the wall-clock time of the boot.
     """
 
     boot_ns: int
@@ -222,8 +221,8 @@ class OwnerEvent(NamedTuple):
     ``kernel`` is true for a kernel thread, which has no process to name. ``sends`` and ``receives``
     say what of the socket the process has from here on; ``shared`` that bytes of others leave among
     its own, and nobody can tell which; but if there are ``packet_bytes``, ``part_bytes`` of so many
-    in the next packet are its own. ``left``: nothing leaves any more of sockets that had the port
-    before. A close that is ``shared`` has packets that still have to leave.
+    in the next packet are its own. ``left``: what had the port before has nothing more to send. A
+    close that is ``shared`` has packets that still have to leave.
     """
 
     time_ns: int
@@ -252,8 +251,9 @@ class Socket(NamedTuple):
     """A socket as the kernel's tables show it (/proc/net/*, sock_diag).
 
     ``family`` is the table's: 4, 6, or 0 for a packet socket. ``state`` is the lower-case name that
-    ``ss`` users know (``established``, ``listen``, ``time_wait`` …; ``unconnected`` for UDP).
-    A socket that is not connected has a wildcard remote address and port 0.
+    ``ss`` users know (``established``, ``listen`` …; ``unconnected`` for UDP). If not connected, it
+    has a wildcard remote address and port 0. ``send_queue_bytes``: of a TCP connection, written and
+    not acknowledged; 0 in a kernel snapshot.
     """
 
     netns: int
@@ -266,14 +266,14 @@ class Socket(NamedTuple):
     state: str
     inode: int
     uid: int
+    send_queue_bytes: int = 0
 
 
 class SocketScan(NamedTuple):
     """One look at the sockets and at who holds them; ``evidence`` is what that is worth.
 
-    ``holders`` maps an inode to every process that has it open; one that is open nowhere is not in
-    it. ``vanished_processes`` went away while they were read; ``denied_processes`` could not be
-    read for want of privilege, so their sockets show no holder.
+    ``holders`` maps an inode to every process that has it open, if any has. ``vanished_processes``
+    went away while they were read; ``denied_processes`` could not be read for want of privilege.
     """
 
     started_ns: int
@@ -285,6 +285,8 @@ class SocketScan(NamedTuple):
     forked: frozenset[ProcessId] = frozenset()
     """Holders of which a child, or another child of their parent, has ended since the look before:
     it may have used what they share, or a socket on the same port, and no look has shown it."""
+    left_behind: frozenset[int] = frozenset()
+    """Inodes of connections whose send queue may have bytes of a process that let go of them."""
     evidence: Evidence = Evidence.SOCKET_SCAN
     malformed_rows: int = 0
     """Rows of the kernel's tables that could not be understood: a socket may be missing."""

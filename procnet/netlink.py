@@ -15,7 +15,7 @@ NLMSG_ERROR, NLMSG_DONE, NLMSG_OVERRUN = 2, 3, 4
 NLM_F_DUMP_INTR = 0x10
 HEADER_BYTES, ATTRIBUTE_BYTES = 16, 4
 
-_NLM_F_REQUEST_DUMP = 0x301
+_NLM_F_REQUEST, _NLM_F_REQUEST_DUMP = 0x001, 0x301
 _MAX_ERRNO = 4095  # include/linux/err.h; strerror() takes no number that is not an int of C
 _ERRNO_BYTES = 4
 _HEADER = struct.Struct("=IHHII")
@@ -77,6 +77,11 @@ def error_number(body: bytes | memoryview) -> int:
         return 0
     number = int.from_bytes(body[:_ERRNO_BYTES], sys.byteorder, signed=True)
     return min(max(0, -number), _MAX_ERRNO)
+
+
+def request(kind: int, sequence: int, body: bytes) -> bytes:
+    """Asks for one thing."""
+    return _HEADER.pack(HEADER_BYTES + len(body), kind, _NLM_F_REQUEST, sequence, 0) + body
 
 
 def dump_request(kind: int, sequence: int, body: bytes) -> bytes:

@@ -29,6 +29,7 @@ from procnet.ledger.claims import (
 )
 from procnet.ledger.endpoints import Endpoints
 from procnet.ledger.keys import WILDCARDS, Port, key_of_event, key_of_socket, local_key
+from procnet.ledger.leftovers import Leftovers
 from procnet.ledger.losses import Losses
 from procnet.model import TCP, EventKind, Evidence, FlowKey, OwnerEvent, ProcessId, SocketScan
 
@@ -50,6 +51,7 @@ class OwnerTable:
         self._contested: dict[FlowKey, int] = {}
         self._holders: dict[int, frozenset[ProcessId]] = {}
         self.losses = Losses()  # of events
+        self.leftovers = Leftovers()
         self._births = Births(2 * max_endpoints)
         self._previous_look_ns = ALWAYS_NS
 
@@ -259,6 +261,7 @@ class OwnerTable:
             if sighted.get(identity) is not claim:
                 claim.close(scan.ended_ns)
         self._sighted = sighted
+        self.leftovers.look(scan, self._previous_look_ns)
         self._previous_look_ns = scan.started_ns
         return newcomers
 
@@ -304,8 +307,7 @@ class OwnerTable:
                 if known.presumed:
                     # Accepted and not used yet: it is for one of those who have it now.
                     known.users = holders
-                many = not key.remote_address and not known.takes
-                if many or known.sure_to_ns < FOREVER_NS:
+                if (not key.remote_address and not known.takes) or known.sure_to_ns < FOREVER_NS:
                     known.users |= holders
                 known.sure_to_ns = max(known.sure_to_ns, scan.started_ns)
                 sends, receives = sends and not known.sends, receives and not known.receives
@@ -324,17 +326,12 @@ class OwnerTable:
             for other in claims
         ):
             self._contested[key] = scan.ended_ns + CONTESTED_NS
+        evidence = Evidence.LISTENER if table is self._listeners else scan.evidence
         claim = Claim(
-            holders,
-            Evidence.LISTENER if table is self._listeners else scan.evidence,
-            inode,
-            begin_ns=begin_ns,
-            sure_from_ns=scan.ended_ns,
-            sure_to_ns=scan.ended_ns,
-            has_remote=bool(key.remote_address),
-            sends=sends,
-            receives=receives,
-        )
+            holders, evidence, inode,
+            begin_ns=begin_ns, sure_from_ns=scan.ended_ns, sure_to_ns=scan.ended_ns,
+            has_remote=bool(key.remote_address), sends=sends, receives=receives,
+        )  # fmt: skip
         claims.append(claim)
         self._remember(key, claim)
         self._blur(table, key)
@@ -346,6 +343,7 @@ class OwnerTable:
         """The wall clock was set: the same moments have other names."""
         self._previous_look_ns = shifted(self._previous_look_ns, step_ns)
         self.losses.shift(step_ns)
+        self.leftovers.shift(step_ns)
         self._births.shift(step_ns)
         for key, until_ns in self._contested.items():
             self._contested[key] = shifted(until_ns, step_ns)
@@ -365,6 +363,7 @@ class OwnerTable:
             self.evicted_endpoints += 1
             self._let_go(self._claims, key, self._claims[key])
         self.losses.forget()
+        self.leftovers.forget(now_ns)
         self._births.forget()
 
     def _blur(self, table: Endpoints, key: FlowKey) -> None:

@@ -101,6 +101,10 @@ def ladder(key: FlowKey) -> tuple[FlowKey, ...]:
 def decide(owners: OwnerTable, count: FlowCount, when: When) -> Verdict:
     """Whose the run is; ``SEEN`` or ``UNSEEN`` to wait, but never if it is the ``last_word``."""
     verdict = _decide(owners, count, when)
+    looked_at = verdict.evidence is not None and verdict.evidence is not Evidence.KERNEL_EVENT
+    if looked_at and owners.leftovers.hit(count):
+        assert verdict.process is not None
+        return Verdict(None, None, Reason.AMBIGUOUS, frozenset((verdict.process,)))
     if (verdict.process is None and not verdict.parts) or not owners.losses.hit(count):
         return verdict
     if verdict.process is None:

@@ -45,7 +45,7 @@ from procnet.netlink import (
 from procnet.sockets.tables import make_socket
 
 _NETLINK_SOCK_DIAG = 4
-_SOCK_DIAG_BY_FAMILY = 20
+SOCK_DIAG_BY_FAMILY = 20
 
 # raw_diag answers for raw sockets of every protocol (raw_diag_dump, net/ipv4/raw_diag.c, 4.10).
 _RAW = socket.IPPROTO_RAW
@@ -69,10 +69,11 @@ _STATES_SHOWN = sum(1 << number for number in range(1, 13))
 
 _REQUEST = struct.Struct("=BBBxI 48x")  # inet_diag_req_v2
 # nlmsghdr: length, type, flags, sequence; inet_diag_msg: family, state, ports and addresses (in
-# network order; an IPv4 address is the first word), uid, inode. The attributes after it are unread.
+# network order; an IPv4 address is the first word), send queue, uid, inode. The attributes after it
+# are unread.
 _MESSAGES = {
-    4: "=IHHI4x BB2x HH 4s12x 4s12x 4x8x 4x4x4xII",
-    6: "=IHHI4x BB2x HH 16s 16s 4x8x 4x4x4xII",
+    4: "=IHHI4x BB2x HH 4s12x 4s12x 4x8x 4x4xIII",
+    6: "=IHHI4x BB2x HH 16s 16s 4x8x 4x4xIII",
 }
 _MESSAGE_BYTES = struct.calcsize(_MESSAGES[4])
 
@@ -82,7 +83,7 @@ _BUFFER_BYTES = 1 << 16
 _ATTEMPTS = 4
 _SILENCE_S = 60.0
 _LISTEN = 10  # TCP_LISTEN, include/net/tcp_states.h
-_FAMILIES = {4: socket.AF_INET, 6: socket.AF_INET6}
+FAMILIES = {4: socket.AF_INET, 6: socket.AF_INET6}
 
 # What will be the same tomorrow: the kernel has not got it. It is asked only once, because each
 # time it would run modprobe (inet_diag_lock_handler; __sock_create).
@@ -132,7 +133,7 @@ def parse_page(page: bytes | memoryview, table: str, netns: int, sequence: int) 
         if number == sequence and kind in (NLMSG_DONE, NLMSG_ERROR):
             error = error_number(view[offset + HEADER_BYTES : offset + length])
             return Page(sockets, malformed, True, interrupted, error)
-        if kind == _SOCK_DIAG_BY_FAMILY and number == sequence and length >= _MESSAGE_BYTES:
+        if kind == SOCK_DIAG_BY_FAMILY and number == sequence and length >= _MESSAGE_BYTES:
             read = _take_run(view[offset:], header, table, netns, sockets)
             if read:
                 offset += read
@@ -157,12 +158,12 @@ def _take_run(
     count = len(view) // stride
     if not count:  # the last message of a datagram may lack its padding
         view, count = memoryview(bytes(view).ljust(stride, b"\0")), 1
-    header, address_family = first[:4], _FAMILIES[family]
+    header, address_family = first[:4], FAMILIES[family]
     addresses, ntohs, add = UnmappedAddresses(), socket.ntohs, sockets.append
     before = len(sockets)
     for row in _stride(family, stride).iter_unpack(view[: count * stride]):
-        size, kind, flags, number, its_family, state, near, far, local, remote, uid, inode = row
-        if (size, kind, flags, number) != header or its_family != address_family:
+        size, kind, flags, number, af, state, near, far, local, remote, queue, uid, inode = row
+        if (size, kind, flags, number) != header or af != address_family:
             break
         near = ntohs(near)
         add(
@@ -178,6 +179,8 @@ def _take_run(
                     STATE_NAMES[state],
                     inode,
                     uid,
+                    # Of a listener it is how many may wait, of other protocols memory.
+                    queue if protocol == TCP and state != _LISTEN else 0,
                 )
             )
         )
@@ -203,7 +206,7 @@ class DiagTables:
     ) -> None:
         self._timeout_s = timeout_s
         self._clock = clock
-        self._connect = connect or _connect
+        self._connect = connect or open_diag
         self._sequence = 0
         self._silent_until_s = clock()
         self.absent: dict[str, str] = {}
@@ -258,9 +261,9 @@ class DiagTables:
         with self._connect() as netlink:
             netlink.send(
                 dump_request(
-                    _SOCK_DIAG_BY_FAMILY,
+                    SOCK_DIAG_BY_FAMILY,
                     sequence,
-                    _REQUEST.pack(_FAMILIES[family], protocol, 0, states),
+                    _REQUEST.pack(FAMILIES[family], protocol, 0, states),
                 )
             )
             buffer = bytearray(_BUFFER_BYTES)
@@ -301,7 +304,7 @@ class DiagTables:
         return parse_page(memoryview(buffer)[:count], table, netns, sequence)
 
 
-def _connect() -> socket.socket:
+def open_diag() -> socket.socket:
     """A netlink socket to sock_diag, in the network namespace of this thread. Raises OSError."""
     return socket.socket(
         socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _NETLINK_SOCK_DIAG

@@ -19,6 +19,8 @@ from procnet.sockets.diag import DiagTables
 from procnet.sockets.holders import HolderMap
 from procnet.sockets.pids import is_ours, list_pids, process_directory, raise_if_ours
 from procnet.sockets.procfs import PRIVILEGES, read_tables
+from procnet.sockets.progress import Progress, read_progress
+from procnet.sockets.send_queues import SendQueues
 
 
 class SocketScanner:
@@ -46,11 +48,14 @@ class SocketScanner:
         self._root = os.fspath(root)
         self._wall_clock_ns = wall_clock_ns
         self._holders = HolderMap(self._root, max_age_s=max_age_s, clock=clock)
+        self._send_queues = SendQueues(self._progress)
         # Namespace -> the process through which it was read last.
         self._seen_by: dict[int, str] = {}
         self._denied: set[str] = set()
         self._diag = (diag or DiagTables()) if use_diag else None
         self._malformed_lines = 0
+        # The namespace that it told of at the last scan.
+        self._diag_netns = 0
         self.diag_tables: frozenset[str] = frozenset()
         """The tables that sock_diag told at the last scan."""
 
@@ -79,7 +84,7 @@ class SocketScanner:
         vanished_before = self._holders.vanished_processes
         malformed_before = self._malformed()
         self._denied.clear()
-        self.diag_tables = frozenset()
+        self.diag_tables, self._diag_netns = frozenset(), 0
         try:
             sockets = self._every_socket() if netns is None else self._sockets_in(netns)
             holders = self._holders.of((s.inode for s in sockets), refresh=refresh)
@@ -91,13 +96,15 @@ class SocketScanner:
         except OSError as error:
             hint = "" if is_ours(error) else "; is a proc file system there?"
             raise ProcnetError(f"cannot read sockets below {self._root}: {error}{hint}") from error
+        forked = self._holders.forked(holders.values())
         return SocketScan(
             started_ns=started_ns,
             ended_ns=self._wall_clock_ns(),
             sockets=sockets,
             holders=holders,
             vanished_processes=self._holders.vanished_processes - vanished_before,
-            forked=self._holders.forked(holders.values()),
+            forked=forked,
+            left_behind=self._send_queues.look(sockets, holders, forked),
             denied_processes=len(self._denied | self._holders.denied_pids),
             malformed_rows=self._malformed() - malformed_before,
         )
@@ -186,8 +193,12 @@ class SocketScanner:
         except OSError:
             return {}  # this is not our /proc (before Linux 3.17: no such link)
         told = self._diag.read(netns) if ours == netns else {}
+        self._diag_netns = netns if told else self._diag_netns
         self.diag_tables |= told.keys()
         return told
+
+    def _progress(self, connection: Socket) -> Progress | None:
+        return read_progress(connection) if connection.netns == self._diag_netns else None
 
 
 def _netns_inode(link: str) -> int | None:

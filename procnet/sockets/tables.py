@@ -38,12 +38,16 @@ _TABLES = {
 TABLES: tuple[str, ...] = tuple(_TABLES)
 """The tables of one network namespace, as files of /proc/PID/net. A kernel may lack some."""
 
+_LISTEN = "0A"
 _STATES = {f"{number:02X}": name for number, name in enumerate(STATE_NAMES)}
 
 # Literal spaces only: a pattern that could cross a newline would glue two broken lines into a
 # socket that never was, and the space after the inode proves that it is not cut short. Bounded
 # digits: int() of a very long number raises ValueError.
-_TAIL = r"([0-9A-F]{2}) [0-9A-F:]+ [0-9A-F:]+ [0-9A-F]+ +([0-9]{1,10}) +-?[0-9]+ ([0-9]{1,20}) "
+_TAIL = (
+    r"([0-9A-F]{2}) ([0-9A-F]{8}):[0-9A-F]{8} [0-9A-F:]+ [0-9A-F]+ +([0-9]{1,10}) +-?[0-9]+"
+    r" ([0-9]{1,20}) "
+)
 _INET4 = re.compile(
     r"^ *[0-9]+: ([0-9A-F]{8}):([0-9A-F]{4}) ([0-9A-F]{8}):([0-9A-F]{4}) " + _TAIL, re.MULTILINE
 )
@@ -157,9 +161,13 @@ def _inet_sockets(text: str, netns: int, protocol: int, family: int) -> list[Soc
                 _STATES[state],
                 int(inode),
                 int(uid),
+                # Of other protocols it is memory, sk_wmem_alloc, and no bytes.
+                int(queue, 16) if protocol == TCP and state != _LISTEN else 0,
             )
         )
-        for local, local_port, remote, remote_port, state, uid, inode in pattern.findall(text)
+        for local, local_port, remote, remote_port, state, queue, uid, inode in pattern.findall(
+            text
+        )
     ]
 
 

@@ -10,12 +10,14 @@ import contextlib
 import ipaddress
 import os
 import socket
+import struct
 import time
 from collections.abc import Iterator
 from typing import Any
 
 from procnet.model import Socket, unmapped
 from procnet.sockets.scanner import SocketScanner
+from tests.workloads.writers import deafen
 
 WAIT_S = 10.0
 NOBODY = 65534
@@ -57,8 +59,9 @@ class EverySocket:
         return self._stack.enter_context(socket.socket(family, kind, protocol))
 
     def _expect(
-        self, name: str, made: socket.socket, state: str, protocol: int = 0, uid: int | None = None
-    ) -> None:
+        self, name: str, made: socket.socket, state: str, protocol: int = 0,
+        uid: int | None = None, send_queue_bytes: int = 0,
+    ) -> None:  # fmt: skip
         family = 4 if made.family == FOUR else 6
         near = _end(made.getsockname())
         try:
@@ -68,6 +71,7 @@ class EverySocket:
         self.expected[name] = Socket(
             self.netns, protocol or made.proto, family, *near, *far, state,
             os.fstat(made.fileno()).st_ino, os.geteuid() if uid is None else uid,
+            send_queue_bytes,
         )  # fmt: skip
 
     def _expect_without_file(
@@ -124,6 +128,13 @@ class EverySocket:
             near.shutdown(socket.SHUT_WR)
             self._expect(f"{name} half closed", near, "fin_wait_2")
             self._expect(f"{name} left", far, "close_wait")
+            near, far = self._pair(listener, address, family)
+            for made in (near, far):  # neither is to wait for the other at the end
+                made.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            deafen(far)
+            near.sendall(bytes(101))
+            self._expect(f"{name} unacknowledged", near, "established", send_queue_bytes=101)
+            self._expect(f"{name} deaf", far, "established")
             near, far = self._pair(listener, address, family)
             self._expect_without_file("time_wait", near)
             near.close()

@@ -19,13 +19,14 @@ from procnet.errors import CaptureError
 from procnet.model import unmapped
 from procnet.sockets import conntrack
 from procnet.sockets.diag import DIAG_TABLES, DiagTables, parse_page
+from procnet.sockets.progress import parse_progress
 from tests.fuzz.pieces import join, split
 from tests.unit.sockets.netlink import FakeNetlink, done, netlink_message, row
 from tests.unit.sockets.test_conntrack import connection
 
 _ROW_BYTES = 72
 _FAMILIES = {"4": (socket.AF_INET, 4), "6": (socket.AF_INET6, 16)}
-_RAW_TABLES = ("raw", "raw6")
+_INODE, _LISTEN = 501, 10
 
 
 def check(data: bytes) -> None:
@@ -42,7 +43,15 @@ def _check_diag(table: str, datagrams: list[bytes]) -> None:
     for datagram in datagrams:
         page = parse_page(datagram, table, 1, 1)
         plain = _plain_rows(datagram, table)
-        assert [(s.local_address, s.remote_address, s.inode, s.uid) for s in page.sockets] == plain
+        told = [
+            (s.local_address, s.remote_address, s.send_queue_bytes, s.uid, s.inode)
+            for s in page.sockets
+        ]
+        assert told == plain
+        progress = parse_progress(datagram, _INODE)
+        if progress is not None:
+            assert struct.pack("=I", _INODE) == datagram[84:88]
+            assert 0 <= progress.written_bytes - progress.acked_bytes < 1 << 32
         assert page.malformed <= len(datagram) // 16 + 1
     answers = [[*datagrams], [*datagrams[1:], done()], [done()]]
     netlink = FakeNetlink(lambda *request: answers[len(netlink.asked) % 3])
@@ -51,7 +60,7 @@ def _check_diag(table: str, datagrams: list[bytes]) -> None:
     assert netlink.open == 0
 
 
-def _plain_rows(datagram: bytes, table: str) -> list[tuple[bytes, bytes, int, int]]:
+def _plain_rows(datagram: bytes, table: str) -> list[tuple[bytes, bytes, int, int, int]]:
     """include/uapi/linux/inet_diag.h, read byte by byte."""
     family, width = _FAMILIES["6" if table.endswith("6") else "4"]
     rows = []
@@ -61,8 +70,10 @@ def _plain_rows(datagram: bytes, table: str) -> list[tuple[bytes, bytes, int, in
             break
         if kind == 20 and sequence == 1 and length >= 16 + _ROW_BYTES and datagram[16] == family:
             local, remote = datagram[24 : 24 + width], datagram[40 : 40 + width]
-            uid, inode = struct.unpack_from("=II", datagram, 80)
-            rows.append((unmapped(local), unmapped(remote), inode, uid))
+            queue, uid, inode = struct.unpack_from("=III", datagram, 76)
+            if not table.startswith("tcp") or datagram[17] == _LISTEN:
+                queue = 0
+            rows.append((unmapped(local), unmapped(remote), queue, uid, inode))
         datagram = datagram[(length + 3) // 4 * 4 :]
     return rows
 
@@ -133,6 +144,8 @@ def seeds() -> Iterator[bytes]:
         page = b"".join([*rows, row(attributes=b""), stranger, rows[0]])
         yield bytes([0, number]) + join([page, rows[1] + done()])
     yield b"\0\0" + join([row(flags=0x12), done(2), done(105)])
+    info = _attribute(2, bytes(120) + struct.pack("=Q", 1009) + bytes(100))
+    yield b"\0\0" + join([row(state=1, send_queue_bytes=101, attributes=info), done()])
     yield b"\0\0" + join([netlink_message(4, b""), row()[:-3]])
     flags = 0x1 | 0x8
     link = struct.pack("=BxHiII", 0, 772, 1, flags, 0)

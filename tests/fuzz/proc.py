@@ -31,7 +31,7 @@ _FILES = ("stat", "status", "cmdline", "cgroup")
 _HONEST = "honest"
 _HEADINGS = b"  sl  local_address rem_address\n"
 _NOWHERE = b"0" * 32
-_REST = b" 0A 0:0 0:0 0  1000        0 501 1\n"
+_REST = b" 0A 00000000:00000000 0:0 0  1000        0 501 1\n"
 _HONEST_LINES = {
     4: b"   7: 0100007F:0050 00000000:0000" + _REST,
     6: b"   7: " + _NOWHERE + b":0050 " + _NOWHERE + b":0000" + _REST,
@@ -110,6 +110,7 @@ def _check_table(data: bytes) -> None:
     for each in sockets:
         assert len(each.local_address) in ((0,) if table == "packet" else (4, 16))
         assert re.search(rb"(?<![0-9])0*%d(?![0-9])" % each.inode, text)
+        assert b" %08X:" % each.send_queue_bytes in text or table == "packet"
     line = _honest_line(table)
     honest = parse_table(table, _HEADINGS + line, 1)
     assert len(honest[0]) == 1 and not honest[1]

@@ -74,7 +74,7 @@ drain = Counter.drain
         ("proc", process, "process_directory", lambda root, pid: process_directory(root, 23)),
         ("proc", tables, "_INET4", re.compile(tables._INET4.pattern.replace(" ", r"\s"), re.M)),
         ("netlink", diag, "aligned", lambda length: length + 4),
-        ("netlink", diag, "_SOCK_DIAG_BY_FAMILY", 9),
+        ("netlink", diag, "SOCK_DIAG_BY_FAMILY", 9),
         ("netlink", netlink, "_MAX_ERRNO", 1 << 40),
         ("conntrack", conntrack, "parse_connection", lambda body: body[len(body)]),
         ("conntrack", netlink, "_MAX_ERRNO", 1 << 40),

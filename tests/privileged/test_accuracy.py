@@ -131,13 +131,10 @@ ON_WIRE_MAY_BE_AMBIGUOUS = {
     *(each.__name__ for each in writers.KINDS),
 }
 NOTHING_SHOWS = {
-    # README, "Limits": who is gone when it is looked at may have moved it, or queued it.
+    # README, "Limits": who is gone when it is looked at may have moved it.
     "passed_socket",
     "tuple_reused_at_once",
     "writer_and_reader",
-    "writers_by_turns",
-    "writers_in_turn",
-    *(each.__name__ for each in writers.KINDS),
 }
 
 

@@ -23,6 +23,7 @@ from procnet.report.socket_table import socket_rows
 from procnet.sockets.process import ProcessTable
 from procnet.sockets.procfs import probe
 from procnet.sockets.scanner import SocketScanner
+from tests.workloads.writers import SO_DETACH_FILTER, deafen
 
 pytestmark = pytest.mark.privileged
 
@@ -375,3 +376,49 @@ def forked_since_the_look_before() -> tuple[bool, bool, bool, bool]:
 
 def test_a_holder_whose_child_has_ended_is_told_once(loopback) -> None:
     assert loopback.call(forked_since_the_look_before) == (False, True, False, True)
+
+
+def left_in_the_queue(use_diag: bool) -> list[bool]:
+    """At each look: may there be bytes of somebody who is gone?"""
+    netns = os.stat("/proc/self/ns/net").st_ino
+    scanner = SocketScanner(use_diag=use_diag)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        sender = socket.create_connection(listener.getsockname())
+        accepted, _ = listener.accept()
+    inode = os.fstat(sender.fileno()).st_ino
+    found: list[bool] = []
+
+    def look() -> None:
+        found.append(inode in scanner.scan(netns).left_behind)
+
+    def arrive(size: int) -> None:
+        accepted.setsockopt(socket.SOL_SOCKET, SO_DETACH_FILTER, 0)
+        assert len(accepted.recv(size, socket.MSG_WAITALL)) == size
+
+    with sender, accepted:
+        sender.sendall(bytes(3))
+        scanner.scan(netns)  # who had a child before, nobody knows
+        look()
+        deafen(accepted)
+        if not os.fork():
+            sender.sendall(bytes(101))
+            os._exit(0)
+        os.wait()
+        look()
+        look()
+        arrive(3 + 101)
+        deafen(accepted)
+        sender.sendall(bytes(1009))  # its own
+        look()
+        arrive(1009)
+        look()
+    return found
+
+
+@pytest.mark.parametrize("use_diag", [True, False])
+def test_what_a_child_wrote_is_not_forgotten_while_it_may_wait_in_the_queue(
+    loopback, use_diag: bool
+) -> None:
+    # /proc says how much waits, but not since when: there it must be seen empty.
+    last = [False, False] if use_diag else [True, False]
+    assert loopback.call(left_in_the_queue, use_diag) == [False, True, True, *last]

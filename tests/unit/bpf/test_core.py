@@ -453,7 +453,7 @@ def test_a_snapshot_has_each_socket_once_with_all_who_have_it() -> None:
     scan = decode_snapshot(row() + row(pid=4, start_ns=1) + row(inode=8, netns=12), 99, 101)
     assert [socket.inode for socket in scan.sockets] == [7, 8]
     assert scan.sockets[0][:6] == (11, UDP, 4, b"\x7f\0\0\1", 53, bytes(16))
-    assert scan.sockets[0][6:] == (0, "unconnected", 7, 5)
+    assert scan.sockets[0][6:] == (0, "unconnected", 7, 5, 0)
     assert scan.holders[7] == {ProcessId(3, 12_340_000_000), ProcessId(4, 0)}
     assert (scan.started_ns, scan.ended_ns) == (99, 101)
     assert scan.evidence is Evidence.KERNEL_SNAPSHOT

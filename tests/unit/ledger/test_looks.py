@@ -1,5 +1,6 @@
 """Owners that were only looked at: what lies between two looks is believed with care."""
 
+from procnet.ledger.endpoints import MAX_CLAIMS
 from procnet.ledger.ledger import MAX_UNACCEPTED
 from procnet.model import TCP, UDP, EventKind, Evidence, ProcessId, Reason
 from tests.unit.ledger.world import ALICE, BOB, MS, World, connected, flow, listener, udp_socket
@@ -260,6 +261,103 @@ def test_a_child_that_came_and_went_between_two_looks_may_have_been_it() -> None
     world.look(400, (udp_socket(), {ALICE}))
     world.settle(410)
     assert world.verdicts() == {ALICE: (2, 28), Reason.AMBIGUOUS: (1, 13)}
+
+
+def test_of_many_such_looks_none_is_believed() -> None:
+    world = World()
+    world.look(0, (udp_socket(), {ALICE}))
+    world.packets(50, payload=11)
+    for number in range(1, 2 * MAX_CLAIMS):
+        world.look(100 * number, (udp_socket(), {ALICE}), forked=frozenset((ALICE,)))
+    world.look(200 * MAX_CLAIMS, (udp_socket(), {ALICE}))
+    world.settle(200 * MAX_CLAIMS + 10, final=True)
+    assert world.verdicts() == {Reason.AMBIGUOUS: (1, 11)}
+
+
+LEFT_BEHIND = frozenset((7001,))
+
+
+def test_what_somebody_left_in_the_queue_is_nobody_s_until_it_has_left() -> None:
+    world = World()
+    both = (connected(TCP_FLOW), {ALICE, BOB})
+    alone = (connected(TCP_FLOW), {ALICE})
+    world.look(0, alone)
+    world.look(100, both)
+    world.packets(150, TCP_FLOW, payload=5)
+    world.look(200, alone, left_behind=LEFT_BEHIND)
+    for at_ms in (250, 350):
+        world.packets(at_ms, TCP_FLOW, payload=11)
+        # What is acknowledged goes with it, and what comes in does not.
+        world.packets(at_ms + 1, TCP_FLOW, sent=False, payload=0)
+        world.packets(at_ms + 2, TCP_FLOW, sent=False, payload=1009)
+        world.packets(at_ms + 3, TCP_FLOW, payload=0)
+        world.look(at_ms + 50, alone, left_behind=LEFT_BEHIND)
+    world.look(500, alone)
+    world.packets(550, TCP_FLOW, payload=17)
+    world.look(600, alone)
+    world.settle(610, final=True)
+    assert world.verdicts() == {
+        ALICE: (4 + 1, 2 * 1009 + 17),
+        Reason.AMBIGUOUS: (1 + 4, 5 + 2 * 11),
+    }
+
+
+def test_of_a_closed_socket_what_was_left_in_the_queue_still_leaves() -> None:
+    world = World()
+    alone = (connected(TCP_FLOW), {ALICE})
+    world.look(0, alone)
+    world.look(100, alone, left_behind=LEFT_BEHIND)
+    world.look(200)
+    world.packets(250, TCP_FLOW, payload=11)
+    world.packets(251, TCP_FLOW, sent=False, payload=13)
+    world.look(300)
+    world.settle(310, final=True)
+    assert world.verdicts() == {ALICE: (1, 13), Reason.AMBIGUOUS: (1, 11)}
+
+
+def test_what_was_left_in_the_queue_is_another_flow_s_own_matter() -> None:
+    world = World()
+    other = flow(TCP, 40013, 443)
+    for at_ms in (0, 200):
+        world.look(
+            at_ms, (connected(TCP_FLOW), {ALICE}), (connected(other, 7002), {ALICE}),
+            left_behind=LEFT_BEHIND,
+        )  # fmt: skip
+        world.packets(at_ms + 50, other, payload=11)
+    world.look(300, (connected(TCP_FLOW), {ALICE}), (connected(other, 7002), {ALICE}))
+    world.settle(310)
+    assert world.verdicts() == {ALICE: (2, 22)}
+
+
+def test_an_event_says_who_wrote_whatever_was_left_in_the_queue() -> None:
+    world = World()
+    alone = (connected(TCP_FLOW), {ALICE})
+    world.look(0, alone, left_behind=LEFT_BEHIND)
+    world.event(50, ALICE, EventKind.SEND, TCP_FLOW)
+    world.packets(60, TCP_FLOW, payload=11)
+    world.look(100, alone, left_behind=LEFT_BEHIND)
+    world.settle(110)
+    assert world.verdicts() == {ALICE: (1, 11)}
+
+
+def test_times_of_queues_move_with_the_clock_and_are_forgotten() -> None:
+    world = World()
+    alone = (connected(TCP_FLOW), {ALICE})
+    world.look(0, alone)
+    world.look(100, alone, left_behind=LEFT_BEHIND)
+    leftovers = world.ledger.owners.leftovers
+    count = world.packets(150, TCP_FLOW, payload=11)
+    assert leftovers.hit(count)
+    world.ledger.set_clock(3_600_000 * MS)
+    assert not leftovers.hit(count)
+    moved = count._replace(
+        first_ns=count.first_ns + 3_600_000 * MS, last_ns=count.last_ns + 3_600_000 * MS
+    )
+    assert leftovers.hit(moved)
+    world.look(3_600_200, alone)
+    assert leftovers.hit(moved)
+    leftovers.forget(moved.last_ns + 70_000 * MS)
+    assert not leftovers.hit(moved)
 
 
 def evidence_of(world: World) -> set[Evidence | None]:

@@ -119,6 +119,7 @@ class World:
         at_ms: float,
         *sockets: tuple[Socket, set[ProcessId]],
         forked: frozenset[ProcessId] = frozenset(),
+        left_behind: frozenset[int] = frozenset(),
         evidence: Evidence = Evidence.SOCKET_SCAN,
     ) -> set[ProcessId]:
         scan = SocketScan(
@@ -129,6 +130,7 @@ class World:
             0,
             0,
             forked,
+            left_behind,
             evidence,
         )
         return self.ledger.look(scan)

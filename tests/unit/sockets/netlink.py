@@ -27,6 +27,7 @@ def row(
     state: int = TCP_LISTEN,
     inode: int = 501,
     uid: int = 0,
+    send_queue_bytes: int = 0,
     attributes: bytes = b"\x05\0\x08\0\0\0\0\0",
     family: int = 0,
     sequence: int = 1,
@@ -38,7 +39,7 @@ def row(
     message = struct.pack("=BBBB", its_family, state, 0, 0)
     message += struct.pack(">HH", local[1], remote[1])
     message += packed[0].ljust(16, b"\0") + packed[1].ljust(16, b"\0")
-    message += struct.pack("=I8sIIIII", 0, bytes(8), 0, 0, 0, uid, inode)
+    message += struct.pack("=I8sIIIII", 0, bytes(8), 0, 0, send_queue_bytes, uid, inode)
     return netlink_message(20, message + attributes, sequence=sequence, flags=flags)
 
 

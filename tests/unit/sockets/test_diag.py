@@ -53,6 +53,17 @@ def test_a_row_has_what_the_kernel_said() -> None:
     assert (page.malformed, page.done, page.interrupted, page.error) == (0, False, False, 0)
 
 
+@pytest.mark.parametrize(
+    ("table", "state", "told"),
+    [("tcp", TCP_ESTABLISHED, 1009), ("tcp", TCP_LISTEN, 0), ("udp", TCP_ESTABLISHED, 0)],
+)
+def test_of_tcp_connections_the_bytes_in_the_send_queue_are_told(
+    table: str, state: int, told: int
+) -> None:
+    page = parse_page(row(state=state, send_queue_bytes=1009), table, NETNS, 1)
+    assert [s.send_queue_bytes for s in page.sockets] == [told]
+
+
 def test_an_ipv6_row_keeps_its_wildcard_and_unwraps_mapped_addresses() -> None:
     pages = row(("::", 7001), ("::", 0)) + row(("::ffff:127.0.0.1", 7002), ("::", 0))
     page = parse_page(pages, "tcp6", NETNS, 1)
@@ -334,7 +345,7 @@ def test_any_answer_comes_to_an_end(datagrams: list[bytes]) -> None:
 
 
 def probed(monkeypatch: pytest.MonkeyPatch, fake: FakeNetlink) -> tuple[Support, str, str]:
-    monkeypatch.setattr(module, "_connect", fake.connect)
+    monkeypatch.setattr(module, "open_diag", fake.connect)
     feature = probe_diag()
     assert feature.name == "sock_diag owners"
     return feature.support, feature.reason, feature.remedy

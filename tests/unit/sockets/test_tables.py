@@ -204,6 +204,14 @@ def test_line_numbers_wider_than_their_column_are_no_trouble() -> None:
     assert len(parse_table("tcp", text, 7)[0]) == 3
 
 
+def test_of_tcp_connections_the_bytes_in_the_send_queue_are_told() -> None:
+    text = TCP4_TABLE.replace(b" 00000000:", b" 000003F1:")
+    rows = {s.state: s.send_queue_bytes for s in parse_table("tcp", text, 7)[0]}
+    assert rows == {"listen": 0, "established": 1009, "time_wait": 1009}
+    text = UDP4_TABLE.replace(b" 00000000:", b" 000003F1:")
+    assert {s.send_queue_bytes for s in parse_table("udp", text, 7)[0]} == {0}
+
+
 def ping(family: int, echo_id: int, inode: int, local: bytes = b"") -> Socket:
     any_address = ANY if family == 4 else ANY6
     protocol = ICMP if family == 4 else ICMP6
