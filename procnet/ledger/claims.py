@@ -304,7 +304,8 @@ def blurred(claims: Sequence[Claim], lost_ns: int) -> Claim:
     )
     claim.end_ns = max(claim.end_ns for claim in claims)
     claim.kernel = all(claim.kernel for claim in claims)
-    claim.shared = any(claim.shared for claim in claims)
+    # A time of somebody whom nobody saw makes all of it unsure.
+    claim.shared = any(claim.shared or not claim.users for claim in claims)
     claim.injects = last.injects
     claim.sends = any(claim.sends for claim in claims)
     claim.receives = any(claim.receives for claim in claims)
