@@ -27,11 +27,22 @@ WAIT_S = 20.0
 """How long to wait for anything that should happen at once."""
 
 # On a busy machine TCP takes a late ACK for a lost packet and sends the last one again: no tail
-# loss probes, and two seconds before a retransmission (where the kernel lets one say so: 6.11).
-PATIENCE = """
+# loss probes, and two seconds before a retransmission. Before 6.11 only a route can say so.
+LOOPBACK_UP = """
+set -e
+ip link set lo up
 cd /proc/sys/net/ipv4
 echo 0 > tcp_early_retrans
-[ ! -e tcp_rto_min_us ] || echo 2000000 > tcp_rto_min_us
+if [ -e tcp_rto_min_us ]; then
+    echo 2000000 > tcp_rto_min_us
+else
+    local="dev lo table local proto kernel"
+    for to in 127.0.0.0/8 127.0.0.1; do
+        ip route change local $to $local scope host src 127.0.0.1 rto_min 2s
+    done
+    ip -6 route add local ::1 $local metric 1 rto_min 2s
+    ip -6 route delete local ::1 $local metric 0
+fi
 """
 
 T = TypeVar("T")
@@ -106,8 +117,7 @@ class Namespace:
             self._stack.callback(self._remove)
             run(["ip", "netns", "add", self.name])
             self.inode = self.path.stat().st_ino
-            self.run(["sh", "-c", PATIENCE])
-            self.run(["ip", "link", "set", "lo", "up"])
+            self.run(["sh", "-c", LOOPBACK_UP])
         except BaseException:
             self.close()
             raise

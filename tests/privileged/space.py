@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from tests.privileged.backlog import raised_backlog
-from tests.privileged.namespace import PATIENCE, run
+from tests.privileged.namespace import LOOPBACK_UP, run
 
 WAIT_S = 20.0
 CLONE_NEWNET = 0x40000000
@@ -34,8 +34,7 @@ class Space:
             stack.enter_context(raised_backlog())
             ip("netns", "add", self.name)
             stack.callback(ip, "netns", "delete", self.name)
-            run(["ip", "netns", "exec", self.name, "sh", "-c", PATIENCE])
-            self.ip("link", "set", "lo", "up")
+            run(["ip", "netns", "exec", self.name, "sh", "-c", LOOPBACK_UP])
             self._stack = stack.pop_all()
 
     def ip(self, *words: str) -> None:
