@@ -184,11 +184,11 @@ struct {
 	__type(value, struct procnet_connection);
 } connections SEC(".maps");
 
-#define WRITERS 4
+#define WRITERS 8
 #define HAND_OVERS 64 /* powers of two */
 #define SEVERAL WRITERS /* one of them, nobody can tell which */
 #define NONE (WRITERS + 1)
-#define BESIDES 8 /* it, and whoever's packets still wait below */
+#define BESIDES 16 /* it, and whoever's packets still wait below */
 
 /* From this byte on another process has written what is in the send queue. */
 struct procnet_hand_over {
@@ -1490,11 +1490,11 @@ __noinline __u32 next_behind(struct procnet_send_queue *queue, __u32 seq)
 	return next;
 }
 
-/* A packet with bytes of several: of two, each is told how many are its own. */
+/* A packet with bytes of several: each of the others is told how many are its own. */
 __noinline int tell_parts(struct procnet_send_queue *queue, const struct segment *segment,
 			  __u32 next, __u32 writer, __u8 flags)
 {
-	__u32 bytes = 0, others = 0, packet_bytes;
+	__u32 bytes[WRITERS] = {}, others = 0, packet_bytes;
 	bool is_exact;
 
 	if (!queue || !segment)
@@ -1512,15 +1512,12 @@ __noinline int tell_parts(struct procnet_send_queue *queue, const struct segment
 		if (from->writer == writer || until == from->from_seq)
 			continue;
 		others |= 1 << (from->writer % WRITERS);
-		bytes += until - from->from_seq;
+		bytes[from->writer % WRITERS] += until - from->from_seq;
 		is_exact = is_exact && from->is_exact;
 	}
-	/* Of more than two, none is told how many. */
-	if (others & (others - 1) || !is_exact)
-		bytes = packet_bytes = 0;
 	for (__u32 i = 0; i < WRITERS; i++)
 		if (others & 1 << i && !submit_kept(&queue->events[i], flags | PROCNET_FLAG_SHARED,
-						   bytes, packet_bytes))
+						   is_exact ? bytes[i] : 0, is_exact ? packet_bytes : 0))
 			return false;
 	return others != 0;
 }

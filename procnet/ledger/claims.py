@@ -179,13 +179,21 @@ class Claim:
         return NOBODY.union(*(claim.users for claim in claims if claim.sends and not claim.injects))
 
     def parts_with(self, event: OwnerEvent) -> Parts:
-        """Of the packet that an event is about, if the rest of it is of the one user until now."""
+        """Of the packet that an event is about, if the rest of it is of the one user until now, or
+        another's part of that rest is known."""
         told = self.evidence is Evidence.KERNEL_EVENT and not self.kernel and not event.kernel
-        if not event.packet_bytes or not told or len(self.users) != 1:
+        if not event.packet_bytes or not told:
             return ()
-        (other,) = self.users
-        rest_bytes = event.packet_bytes - event.part_bytes
-        return (other, rest_bytes), (event.process, event.part_bytes)
+        known = self.parts
+        if len(self.users) == 1:
+            (first,) = self.users
+            known = ((first, event.packet_bytes),)
+        if sum(part_bytes for _, part_bytes in known) != event.packet_bytes:
+            return ()
+        (first, rest_bytes), *others = known
+        if rest_bytes <= event.part_bytes:
+            return ()
+        return (first, rest_bytes - event.part_bytes), *others, (event.process, event.part_bytes)
 
     def narrows(self, event: OwnerEvent) -> bool:
         """Does the event say which of those it is that may have it?"""

@@ -139,7 +139,7 @@ class OwnerTable:
             claim = self._add_event_claim(key, event, max(begin_ns, floor_ns))
             claim.users = users
             claim.sends, claim.receives, claim.shared = sends, receives, event.shared
-            claim.parts = parts if len(users) == 2 else ()
+            claim.parts = parts if len(users) == len(parts) else ()
 
     def _take_first(self, key: FlowKey, event: OwnerEvent) -> None:
         """Nobody took anything before: what came in until now is for this process."""

@@ -37,7 +37,6 @@ from tests.privileged.accuracy.judging import (
 )
 from tests.privileged.accuracy.playing import ALL, Performance, Scene, perform
 from tests.privileged.accuracy.setting import LOOPBACK, Programs, Setting, compiled
-from tests.privileged.lab import MTU_BYTES
 from tests.privileged.namespace import WAIT_S
 from tests.privileged.reporting import SIDES, Reporter
 from tests.workloads import writers
@@ -78,10 +77,6 @@ MAY_BE_UNKNOWN = {
     # No hook tells of it (bpf/README.md); how much it is, is the kernel's.
     "sctp": Unknown("NO_SOCKET", EVERYTHING),
     "cable_sctp": Unknown("NO_SOCKET", EVERYTHING),
-    # One packet of bytes of three, which may be sent twice.
-    "four_writers": Unknown("AMBIGUOUS", 4 * MTU_BYTES),
-    # All that is sent.
-    "five_writers": Unknown("AMBIGUOUS", EVERYTHING),
     # What the first one wrote, whenever it is sent again.
     "sent_again_for_another": Unknown("AMBIGUOUS", 6 * 1009),
 }

@@ -47,12 +47,12 @@ def sizes_at_random(seed: int, writers: int, turns: int, most: int) -> list[list
 
 
 def four_writers() -> Truth:
-    """As many as are told apart; a small piece between two large ones makes a packet of three."""
+    """A small piece between two large ones makes a packet of three."""
     return by_turns(*sizes_at_random(20261, 4, 15, 40_009))
 
 
 def five_writers() -> Truth:
-    """More than are told apart."""
+    """One more."""
     return by_turns(*sizes_at_random(20262, 5, 11, 40_009))
 
 

@@ -366,3 +366,21 @@ def test_three_senders_in_one_queue_share_it(witness: Witness) -> None:
     (event,) = witness.of(client)[3:]
     assert (who_told(event), event.shared) == (who(), False)
     close(client, accepted)
+
+
+def test_of_more_senders_in_one_queue_than_are_told_apart_nobody_is_told_a_part(
+    witness: Witness,
+) -> None:
+    client, accepted, written = full_connection()
+    senders = [run(lambda: client.send(bytes(101)))[1] for _ in range(11)]
+    take(accepted, written + 11 * 101)
+    events = witness.of(client)[1:]
+    assert {who_told(event) for event in events} == set(senders)
+    assert all(event.shared for event in events[-11:])
+    assert all(event.packet_bytes == 0 for event in events)
+    told = len(events)
+    assert client.send(b"x") == 1
+    take(accepted, 1)
+    (event,) = witness.of(client)[1 + told :]
+    assert (who_told(event), event.shared) == (who(), False)
+    close(client, accepted)

@@ -193,7 +193,42 @@ def test_a_packet_is_not_divided_where_events_were_lost() -> None:
     assert sum(size for _, size in world.verdicts().values()) == 303
 
 
-def test_a_packet_is_not_divided_among_three() -> None:
+def test_a_packet_with_bytes_of_three_is_divided() -> None:
+    world = World()
+    world.event(0, ALICE, CONNECT, CLIENT)
+    world.event(1, ALICE, SEND, CLIENT, ways="sends")
+    world.event(2, CAROL, SEND, CLIENT, ways="sends", shared=True, part=(43, 101))
+    world.event(3, BOB, SEND, CLIENT, ways="sends", shared=True, part=(47, 101))
+    world.packets(4, CLIENT)
+    world.event(5, BOB, SEND, CLIENT, ways="sends")
+    world.packets(6, CLIENT)
+    world.settle(9, final=True)
+    assert world.verdicts() == {ALICE: (1, 11), CAROL: (0, 43), BOB: (1, 47 + 101)}
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        ((43, 101), (47, 97)),  # of two packets
+        ((43, 101), (0, 0)),
+        ((43, 101), (58, 101)),  # nothing is left for the first one
+        ((101, 101), (1, 101)),
+    ],
+)
+def test_parts_that_do_not_make_a_packet_are_nobody_s(
+    parts: tuple[tuple[int, int], tuple[int, int]],
+) -> None:
+    world = World()
+    world.event(0, ALICE, CONNECT, CLIENT)
+    world.event(1, ALICE, SEND, CLIENT, ways="sends")
+    for at_ms, process, part in zip((2, 3), (CAROL, BOB), parts, strict=True):
+        world.event(at_ms, process, SEND, CLIENT, ways="sends", shared=True, part=part)
+    world.packets(4, CLIENT)
+    world.settle(9, final=True)
+    assert world.verdicts() == {Reason.AMBIGUOUS: (1, 101)}
+
+
+def test_a_packet_is_not_divided_among_those_whose_parts_nobody_knows() -> None:
     world = World()
     world.event(0, ALICE, CONNECT, CLIENT)
     world.event(1, ALICE, SEND, CLIENT)
