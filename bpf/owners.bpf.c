@@ -168,6 +168,9 @@ struct {
 struct procnet_connection {
 	__u64 sender;   /* digest of the last one that sends, 0 if nobody does */
 	__u64 receiver; /* the same of who takes what comes in */
+	__u64 sender_start_ns;
+	__u32 sender_tgid; /* 0 for a kernel thread */
+	__u32 sender_uid;
 	__u32 written;  /* tcp_sock.write_seq when the last call to send ended */
 	__u8 is_opened; /* by the sender, who has sent nothing yet */
 	__u8 is_older;  /* than we are: there may be users that we do not know */
@@ -199,7 +202,7 @@ struct procnet_hand_over {
 
 /*
  * Who has written what of a send queue: told when it leaves, and again when it is sent again. Few
- * connections ever have one; the first writer is the one who was told last when it was made.
+ * connections ever have one; writer 0 is the one who was told last when it was made.
  */
 struct procnet_send_queue {
 	__u32 made; /* hand-overs */
@@ -207,7 +210,7 @@ struct procnet_send_queue {
 	__u32 first; /* the writer of what comes before them */
 	__u32 told; /* the writer that the next packet counts for, if nobody is told before it */
 	__u32 known;  /* writers; where they are too many or share the bytes, any of them */
-	__u32 pad;
+	__u32 is_borrowed; /* the event of writer 0, who was told before */
 	struct procnet_hand_over hand_overs[HAND_OVERS];
 	__u64 users[WRITERS];
 	struct procnet_owner_event events[WRITERS]; /* none yet: of layout 0 */
@@ -864,6 +867,16 @@ static __always_inline void tell(void *sk, struct procnet_socket *socket, struct
 
 /* TCP: one tuple for each socket, so that the user alone says whether it was told. --------------*/
 
+static __always_inline void set_sender(struct procnet_connection *connection, __u64 user)
+{
+	struct task_struct *task = bpf_get_current_task_btf();
+
+	connection->sender = user;
+	connection->sender_start_ns = task->group_leader->start_boottime;
+	connection->sender_tgid = task->flags & PROCNET_PF_KTHREAD ? 0 : task->tgid;
+	connection->sender_uid = task->cred->uid.val;
+}
+
 /* The connection is being opened: its port is chosen, the SYN not yet sent. */
 SEC("sockops")
 int on_tcp_connect(struct bpf_sock_ops *ctx)
@@ -889,7 +902,7 @@ int on_tcp_connect(struct bpf_sock_ops *ctx)
 	if (connection)
 		__builtin_memset(connection, 0, sizeof(*connection));
 	if (submit(&seen, PROCNET_CONNECT) && connection) {
-		connection->sender = current_user();
+		set_sender(connection, current_user());
 		connection->written = tcp->write_seq + 1; /* the SYN has a number too */
 		connection->is_opened = true;
 	}
@@ -959,11 +972,13 @@ static __always_inline bool is_before(__u32 seq, __u32 other)
 	return (__s32)(seq - other) < 0;
 }
 
-static __always_inline void begin_queue(struct procnet_send_queue *queue, __u64 first_user)
+static __always_inline void begin_queue(struct procnet_send_queue *queue,
+					const struct procnet_connection *connection)
 {
 	queue->made = queue->kept = queue->first = queue->told = 0;
 	queue->known = 1;
-	queue->users[0] = first_user;
+	queue->is_borrowed = false;
+	queue->users[0] = connection->is_shared ? 0 : connection->sender;
 	for (int i = 1; i < WRITERS; i++)
 		queue->users[i] = 0;
 	for (int i = 0; i < WRITERS; i++)
@@ -996,6 +1011,24 @@ static __always_inline bool has_room(struct procnet_send_queue *queue, __u32 sen
 	return true;
 }
 
+/* The writer who was told before there was a queue; `current` is the one who comes behind it. */
+static __always_inline void keep_first(struct procnet_send_queue *queue,
+				       const struct procnet_connection *connection,
+				       const struct seen *seen, __u32 what)
+{
+	struct procnet_owner_event *event = &queue->events[0];
+
+	if (!queue->users[0] || !connection->sender_tgid || event->layout)
+		return;
+	queue->is_borrowed = true;
+	fill_event(event, seen, what);
+	event->flags &= ~PROCNET_FLAG_KERNEL;
+	event->start_ns = connection->sender_start_ns;
+	event->tgid = connection->sender_tgid;
+	event->uid = connection->sender_uid;
+	event->comm[0] = 0; /* known, as it was told */
+}
+
 /* False if there is no room for another writer, or another hand-over. */
 static __always_inline bool hand_over(struct procnet_send_queue *queue, const struct seen *seen,
 				      __u32 what, struct procnet_hand_over from, __u32 sent_seq)
@@ -1012,7 +1045,9 @@ static __always_inline bool hand_over(struct procnet_send_queue *queue, const st
 		writer = queue->known;
 	if (writer >= WRITERS || !has_room(queue, sent_seq))
 		return false;
-	if (!queue->events[writer].layout) {
+	if (!writer)
+		queue->is_borrowed = false;
+	if (!writer || !queue->events[writer].layout) {
 		introduce();
 		/* Whether it receives is another question when it is told. */
 		fill_event(&queue->events[writer], seen, what & ~RECEIVES);
@@ -1033,7 +1068,7 @@ __noinline int share(struct procnet_send_queue *queue, __u8 flags)
 	if (!queue)
 		return false;
 	for (__u32 i = 0; i < WRITERS; i++)
-		if (queue->events[i].layout &&
+		if (queue->events[i].layout && (i || !queue->is_borrowed) &&
 		    !submit_kept(&queue->events[i], flags | PROCNET_FLAG_SHARED, 0, 0))
 			return false;
 	return true;
@@ -1066,11 +1101,13 @@ static __always_inline void queue_behind(struct sock *sk, struct procnet_connect
 
 	if (queue && (is_sent || !connection->is_shared)) {
 		if (!connection->is_waiting || connection->is_shared)
-			begin_queue(queue, connection->is_shared ? 0 : connection->sender);
+			begin_queue(queue, connection);
 		is_believed = from.is_exact || is_sent || !queue->kept ||
 			      is_before(last_of(queue)->from_seq, sent_seq);
 		if (!is_busy && is_believed && hand_over(queue, seen, what, from, sent_seq)) {
-			connection->sender = user;
+			if (!connection->is_waiting || connection->is_shared)
+				keep_first(queue, connection, seen, what & ~RECEIVES);
+			set_sender(connection, user);
 			connection->is_waiting = true;
 			connection->is_shared = false;
 			return;
@@ -1087,7 +1124,7 @@ static __always_inline void queue_behind(struct sock *sk, struct procnet_connect
 	}
 	if ((queue && is_sharer(queue, user)) || submit(seen, what | SHARED)) {
 		split_counts(sk);
-		connection->sender = user;
+		set_sender(connection, user);
 		connection->is_shared = true;
 	}
 }
@@ -1128,7 +1165,7 @@ static __always_inline int send_tcp(struct sock *sk, struct procnet_hand_over fr
 		return 0;
 	}
 	split_counts(sk);
-	connection->sender = user;
+	set_sender(connection, user);
 	connection->is_waiting = connection->is_shared = false;
 	return 0;
 }

@@ -77,8 +77,6 @@ MAY_BE_UNKNOWN = {
     # No hook tells of it (bpf/README.md); how much it is, is the kernel's.
     "sctp": Unknown("NO_SOCKET", EVERYTHING),
     "cable_sctp": Unknown("NO_SOCKET", EVERYTHING),
-    # What the first one wrote, whenever it is sent again.
-    "sent_again_for_another": Unknown("AMBIGUOUS", 6 * 1009),
 }
 # Where it is not told under the socket's lock who writes (before 6.16, 8127837aae8f).
 WITHOUT_TCP_SENDMSG_LOCKED = {
