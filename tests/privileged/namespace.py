@@ -25,6 +25,8 @@ TRAFFIC = TOP / "tests" / "workloads" / "traffic.py"
 NETNS_DIRECTORY = Path("/run/netns")
 WAIT_S = 20.0
 """How long to wait for anything that should happen at once."""
+CALL_S = 180.0
+"""In an emulated machine on a busy one a monitor alone takes half a minute to start."""
 
 # On a busy machine TCP takes a late ACK for a lost packet and sends the last one again: no tail
 # loss probes, and two seconds before a retransmission. Before 6.11 only a route can say so.
@@ -166,7 +168,7 @@ class Namespace:
         self._started.append(process)
         return process
 
-    def call(self, function: Callable[..., T], *args: Any, timeout_s: float = 60.0) -> T:
+    def call(self, function: Callable[..., T], *args: Any, timeout_s: float = CALL_S) -> T:
         """What a module-level function returns when a new process calls it in here.
 
         Arguments and the result travel as pickles; what the function raises, is raised.
