@@ -199,7 +199,7 @@ class EverySocket:
         self._open_orphans()
 
     def _expect_unanswered(self, silent: socket.socket) -> None:
-        self._expect("unanswered", silent, "syn_sent")
+        self._expect("unanswered", silent, "syn_sent", send_queue_bytes=1)  # the SYN itself
         far = (socket.inet_aton("192.0.2.1"), 9)
         row = self.expected["unanswered"]
         self.expected["unanswered"] = row._replace(remote_address=far[0], remote_port=far[1])
