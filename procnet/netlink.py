@@ -6,8 +6,12 @@ over: what stands before it is told, then ValueError is raised, for what stands 
 
 from __future__ import annotations
 
+import errno
+import os
+import socket
 import struct
 import sys
+import time
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -18,6 +22,7 @@ HEADER_BYTES, ATTRIBUTE_BYTES = 16, 4
 _NLM_F_REQUEST, _NLM_F_REQUEST_DUMP = 0x001, 0x301
 _MAX_ERRNO = 4095  # include/linux/err.h; strerror() takes no number that is not an int of C
 _ERRNO_BYTES = 4
+_BUFFER_BYTES = 1 << 16  # what netlink_dump (net/netlink/af_netlink.c) fills is at most half of it
 _HEADER = struct.Struct("=IHHII")
 _ATTRIBUTE = struct.Struct("=HH")
 _TYPE = 0x3FFF  # NLA_TYPE_MASK: the two upper bits are flags
@@ -87,6 +92,35 @@ def request(kind: int, sequence: int, body: bytes) -> bytes:
 def dump_request(kind: int, sequence: int, body: bytes) -> bytes:
     """Asks for everything of a kind."""
     return _HEADER.pack(HEADER_BYTES + len(body), kind, _NLM_F_REQUEST_DUMP, sequence, 0) + body
+
+
+def dump(
+    netlink: socket.socket, kind: int, sequence: int, body: bytes, *, timeout_s: float
+) -> Iterator[bytes | None]:
+    """Asks for everything of a kind: the body of each answer; None for what is not whole.
+
+    What answers another ``sequence`` is passed over. Raises OSError, TimeoutError if there is no
+    end after ``timeout_s``.
+    """
+    deadline_s = time.monotonic() + timeout_s
+    netlink.settimeout(timeout_s)
+    netlink.send(dump_request(kind, sequence, body))
+    while True:
+        data, (sender, _) = netlink.recvfrom(_BUFFER_BYTES)
+        try:
+            for header, answer in messages(data) if sender == 0 else ():
+                if header.sequence != sequence:
+                    continue
+                if header.kind in (NLMSG_DONE, NLMSG_ERROR):
+                    number = error_number(answer)
+                    if number:
+                        raise OSError(number, os.strerror(number))
+                    return
+                yield answer
+        except ValueError:
+            yield None
+        if time.monotonic() > deadline_s:
+            raise TimeoutError(errno.ETIMEDOUT, f"no end after {timeout_s:g} s")
 
 
 def attribute(kind: int, value: bytes) -> bytes:

@@ -12,7 +12,6 @@ import array
 import contextlib
 import errno
 import functools
-import os
 import socket
 import struct
 import time
@@ -25,13 +24,10 @@ from procnet.model import ICMP, ICMP6, SCTP, Ends, Feature, Translation, unmappe
 from procnet.netlink import (
     ATTRIBUTE_BYTES,
     HEADER_BYTES,
-    NLMSG_DONE,
-    NLMSG_ERROR,
     Header,
     attribute,
     attributes,
-    dump_request,
-    error_number,
+    dump,
     messages,
 )
 
@@ -175,24 +171,13 @@ class Connections:
         word = _WORD.pack(status)
         asked = bytes(_FAMILY_BYTES)  # of every family
         asked += attribute(_STATUS, word) + attribute(_STATUS_MASK, word)
-        deadline_s = time.monotonic() + _TIMEOUT_S
-        self._answers.settimeout(_TIMEOUT_S)
-        self._answers.send(dump_request(_CT_GET, self._sequence, asked))
-        while True:
-            data, (sender, _) = self._answers.recvfrom(_BUFFER_BYTES)
-            for header, body in self._messages(data) if sender == 0 else ():
-                if header.sequence != self._sequence:
-                    continue  # of a dump that was given up
-                if header.kind in (NLMSG_DONE, NLMSG_ERROR):
-                    number = error_number(body)
-                    if number:
-                        raise OSError(number, os.strerror(number))
-                    return
-                found = self._translation(body)
-                if found is not None:
-                    yield found
-            if time.monotonic() > deadline_s:
-                raise TimeoutError(errno.ETIMEDOUT, f"no end after {_TIMEOUT_S:g} s")
+        for body in dump(self._answers, _CT_GET, self._sequence, asked, timeout_s=_TIMEOUT_S):
+            if body is None:
+                self.malformed_messages += 1
+                continue
+            found = self._translation(body)
+            if found is not None:
+                yield found
 
     def _messages(self, data: bytes) -> Iterator[tuple[Header, bytes]]:
         try:
