@@ -23,8 +23,7 @@ MAPPED_PREFIX = bytes(10) + b"\xff\xff"
 """How an IPv6 address begins that stands for an IPv4 one: ::ffff:0:0/96 (RFC 4291)."""
 
 CLOCK_TICK_NS = 10_000_000
-"""Resolution of a process's start time: /proc/PID/stat counts it in ticks of USER_HZ = 100 on every
-architecture of today (include/asm-generic/param.h); the kernel's finer figure is rounded down."""
+"""Of a process's start time, rounded down: USER_HZ is 100 everywhere (asm-generic/param.h)."""
 
 
 def unmapped(address: bytes) -> bytes:
@@ -250,10 +249,9 @@ class OwnerEvent(NamedTuple):
 class Socket(NamedTuple):
     """A socket as the kernel's tables show it (/proc/net/*, sock_diag).
 
-    ``family`` is the table's: 4, 6, or 0 for a packet socket. ``state`` is the lower-case name that
-    ``ss`` users know (``established``, ``listen`` …; ``unconnected`` for UDP). If not connected, it
-    has a wildcard remote address and port 0. ``send_queue_bytes``: of a TCP connection, written and
-    not acknowledged; 0 in a kernel snapshot.
+    ``family`` is the table's: 4, 6, or 0 for a packet socket; ``state`` as ``ss`` has it, in lower
+    case (``unconnected`` for UDP). If not connected, it has a wildcard remote address and port 0.
+    ``send_queue_bytes``: of a TCP connection, not acknowledged; 0 in a kernel snapshot.
     """
 
     netns: int
@@ -282,11 +280,13 @@ class SocketScan(NamedTuple):
     holders: Mapping[int, frozenset[ProcessId]]
     vanished_processes: int
     denied_processes: int
-    forked: frozenset[ProcessId] = frozenset()
-    """Holders of which a child, or another child of their parent, has ended since the look before:
-    it may have used what they share, or a socket on the same port, and no look has shown it."""
+    forked: frozenset[ProcessId] | None = frozenset()
+    """Holders, now or before, of which a child, or another of their parent, has ended since: it may
+    have used what they share, or a socket on the same port. None where every use is told."""
     left_behind: frozenset[int] = frozenset()
     """Inodes of connections whose send queue may have bytes of a process that let go of them."""
+    reached: frozenset[ProcessId] = frozenset()
+    """Into these another process may have passed a socket, over a Unix socket."""
     evidence: Evidence = Evidence.SOCKET_SCAN
     malformed_rows: int = 0
     """Rows of the kernel's tables that could not be understood: a socket may be missing."""

@@ -189,7 +189,7 @@ class Witnesses:
         """Tells the ledger of a look; reads the processes that it shows for the first time."""
         if self.events is not None:
             # Whoever used a socket was told of, however short it lived.
-            scan = scan._replace(forked=frozenset())
+            scan = scan._replace(forked=None, reached=frozenset())
         self._remember_all(self._ledger.look(scan))
         if self.translated is not None:
             self.translated.look(scan)

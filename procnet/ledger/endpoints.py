@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from itertools import islice
 
-from procnet.ledger.claims import Claim, grace_ns
+from procnet.ledger.claims import Claim, grace_ns, somebody
 from procnet.ledger.keys import Port
 from procnet.model import TCP, UDP, FlowKey
 
@@ -33,6 +33,10 @@ class Endpoints(dict[FlowKey, list[Claim]]):
             port = _port(key)
             self.ports[port] = self.ports.get(port, 0) + 1
         return claims
+
+    def doubt(self, key: FlowKey, inode: int, begin_ns: int, end_ns: int) -> None:
+        """Who used the socket then, nobody saw."""
+        self.at(key).append(somebody(key, inode, begin_ns, end_ns))
 
     def remove(self, key: FlowKey, claims: list[Claim]) -> list[Claim]:
         """Takes some of its claims from an endpoint; those that stay."""

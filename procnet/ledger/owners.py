@@ -24,13 +24,13 @@ from procnet.ledger.claims import (
     blurred,
     end_queued,
     shifted,
-    somebody,
     told,
 )
 from procnet.ledger.endpoints import Endpoints
 from procnet.ledger.keys import WILDCARDS, Port, key_of_event, key_of_socket, local_key
 from procnet.ledger.leftovers import Leftovers
 from procnet.ledger.losses import Losses
+from procnet.ledger.unseen import has_forked, may_be_passed, may_be_shared
 from procnet.model import TCP, EventKind, Evidence, FlowKey, OwnerEvent, ProcessId, SocketScan
 
 MAX_ENDPOINTS = 131_072
@@ -227,17 +227,15 @@ class OwnerTable:
         self._end_of_users_who_let_go(scan)
         sighted: dict[tuple[FlowKey, int], Claim] = {}
         newcomers: set[ProcessId] = set()
+        since_ns = self._previous_look_ns
         for socket in scan.sockets:
             key = key_of_socket(socket)
-            # A socket in TIME_WAIT has no inode and no process any more.
-            if key is None or not socket.inode:
-                continue
             holders = scan.holders.get(socket.inode)
-            if not holders:
+            # A socket in TIME_WAIT has no process any more.
+            if key is None or not holders:
                 continue
-            identity = (key, socket.inode)
-            claim = self._sighted.get(identity)
-            forked = not scan.forked.isdisjoint(holders)
+            claim = self._sighted.get(identity := (key, socket.inode))
+            forked = has_forked(holders, scan)
             if (
                 claim is not None
                 and claim.is_open
@@ -251,17 +249,20 @@ class OwnerTable:
             table = self._listeners if socket.state == "listen" else self._claims
             claim = self._sight(table, key, socket.inode, holders, scan)
             if claim is not None:
-                if forked:
-                    # A child that no look has shown may have used it since the look before.
-                    since_ns = self._previous_look_ns
-                    table[key].append(somebody(key, socket.inode, since_ns, scan.ended_ns))
+                is_new = self._births.of(socket.inode, since_ns) >= since_ns
+                if forked or (is_new and may_be_passed(self._listeners, key, socket.inode, scan)):
+                    # A child, or one who passed it on, may have used it, and no look has shown it.
+                    table.doubt(key, socket.inode, since_ns, scan.ended_ns)
                 sighted[identity] = claim
                 newcomers |= holders
-        for identity, claim in self._sighted.items():
-            if sighted.get(identity) is not claim:
+        for (key, inode), claim in self._sighted.items():
+            if sighted.get((key, inode)) is not claim:
                 claim.close(scan.ended_ns)
+                if (key, inode) not in sighted and may_be_shared(claim, scan):
+                    table = self._listeners if claim.evidence is Evidence.LISTENER else self._claims
+                    table.doubt(key, inode, since_ns, scan.ended_ns)
         self._sighted = sighted
-        self.leftovers.look(scan, self._previous_look_ns)
+        self.leftovers.look(scan, since_ns)
         self._previous_look_ns = scan.started_ns
         return newcomers
 
@@ -319,7 +320,7 @@ class OwnerTable:
             born_ns = self.boot_ns + holder.start_time_ns
             if born_ns > begin_ns:
                 # Somebody who is gone may have had the socket before its holder was born.
-                claims.append(somebody(key, inode, begin_ns, born_ns))
+                table.doubt(key, inode, begin_ns, born_ns)
                 begin_ns = born_ns
         if any(
             other.inode != inode and other.users and other.end_ns > self._previous_look_ns

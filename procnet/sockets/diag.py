@@ -87,7 +87,7 @@ FAMILIES = {4: socket.AF_INET, 6: socket.AF_INET6}
 
 # What will be the same tomorrow: the kernel has not got it. It is asked only once, because each
 # time it would run modprobe (inet_diag_lock_handler; __sock_create).
-_ABSENT = frozenset(
+ABSENT = frozenset(
     {errno.ENOENT, errno.EPROTONOSUPPORT, errno.EAFNOSUPPORT, errno.EOPNOTSUPP, errno.EINVAL}
 )
 
@@ -241,7 +241,7 @@ class DiagTables:
                 continue
             except OSError as error:
                 reason = f"sock_diag does not tell {table}: {error.strerror or error}"
-                if error.errno in _ABSENT:
+                if error.errno in ABSENT:
                     self.absent[table] = reason
                 else:
                     self.failures += 1

@@ -8,12 +8,11 @@ socket and shows no new one.
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import os
 import re
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Set
 
 from procnet.model import ProcessId
 from procnet.sockets.pids import (
@@ -24,6 +23,7 @@ from procnet.sockets.pids import (
     stat_at,
     stat_of,
 )
+from procnet.sockets.unix_sockets import UnixSockets
 
 # sockfs_dname, net/socket.c; bounded digits, because int() of a very long number raises ValueError.
 _SOCKET_LINK = re.compile(r"\0socket:\[([0-9]{1,20})\](?=\0)")
@@ -49,8 +49,10 @@ class HolderMap:
         *,
         max_age_s: float = 5.0,
         clock: Callable[[], float] = time.monotonic,
+        unix_sockets: UnixSockets | None = None,
     ) -> None:
         self._root = root
+        self._unix_sockets = unix_sockets or UnixSockets()
         self._max_age_s = max_age_s
         self._clock = clock
         self._walked_at: float | None = None
@@ -69,6 +71,10 @@ class HolderMap:
         self._zombies: dict[ProcessId, int] = {}
         self._parents: dict[ProcessId, int] = {}
         self._forked_pids: set[int] = set()
+        self._parents_of_new: set[int] = set()
+        self._told = _NOBODY
+        self._reached = _NOBODY
+        self._newly_reached = _NOBODY
         self.denied_pids: frozenset[str] = frozenset()
         """Processes whose descriptors we may not read, at the last walk."""
 
@@ -80,29 +86,39 @@ class HolderMap:
         ``refresh`` makes the walk in any case. Raises OSError if ``root`` cannot be listed or this
         process is short of descriptors or memory.
         """
-        self._forked_pids = set()
+        self._forked_pids, self._parents_of_new = set(), set()
         wanted = set(inodes)
         wanted.discard(0)
         if not refresh and not self._is_old():
             known = self._known(wanted)
             if known is not None:
                 return known
-        self._walk()
+        self._walk(wanted)
         found = {inode: self._holders[inode] for inode in wanted & self._holders.keys()}
         self._ownerless |= wanted - found.keys()
         self._ownerless -= self._holders.keys()
         return found
 
     def forked(self, holders: Iterable[frozenset[ProcessId]]) -> frozenset[ProcessId]:
-        """Those of the holders of the last answer of whom a child, or another child of their
-        parent, has ended since the one before: it may have used their sockets, or one on the same
-        port, and nobody has seen it do so."""
-        distinct = frozenset[ProcessId]().union(*set(holders))
+        """Those of the holders of the last answer, and of the one before it, of whom a child, or
+        another child of their parent, has ended since: it may have used their sockets, or one on
+        the same port, and nobody has seen it do so. And those of whom a child has begun, which may
+        have let go of their sockets. Who has ended himself is not told."""
+        before = self._told
+        self._told = frozenset[ProcessId]().union(*set(holders))
+        living = {process for process in before - self._told if self._is_alive(process)}
         return frozenset(
             process
-            for process in distinct
-            if process.pid in self._forked_pids or self._parents.get(process) in self._forked_pids
+            for process in self._told | living
+            if process.pid in self._forked_pids | self._parents_of_new
+            or self._parents.get(process) in self._forked_pids
         )
+
+    @property
+    def reached(self) -> frozenset[ProcessId]:
+        """Processes into which a descriptor may have come from another, over a Unix socket, as of
+        the last answer."""
+        return self._reached | self._newly_reached
 
     def _is_alive(self, process: ProcessId) -> bool:
         stat = stat_of(self._root, process)
@@ -113,6 +129,8 @@ class HolderMap:
     def _note_children(self, process: ProcessId, stat: Stat) -> None:
         # Init takes everybody's orphans: whose child has ended there says nothing.
         if stat.parent_pid != _INIT:
+            if process not in self._parents and self._walked_at is not None:
+                self._parents_of_new.add(stat.parent_pid)
             self._parents[process] = stat.parent_pid
         if self._children_faults.get(process, 0) != stat.children_faults:
             self._forked_pids.add(process.pid)
@@ -127,7 +145,8 @@ class HolderMap:
     def _known(self, wanted: set[int]) -> dict[int, frozenset[ProcessId]] | None:
         """The answer from the last walk, or None where it does not tell."""
         new = list_processes(self._root) - self._walked
-        newcomers = self._read(pid for pid, _ in new)[0]
+        newcomers = self._read((pid for pid, _ in new), wanted)[0]
+        self._newly_reached = self._unix_sockets.reached(newcomers)
         found = {inode: self._holders[inode] for inode in wanted & self._holders.keys()}
         for inode in wanted & newcomers.keys():
             found[inode] = found.get(inode, _NOBODY) | newcomers[inode]
@@ -143,7 +162,7 @@ class HolderMap:
         # A socket outlived all its holders: somebody else must have it.
         return living if all(living.values()) else None
 
-    def _walk(self) -> None:
+    def _walk(self, wanted: set[int]) -> None:
         self.walks += 1
         started = self._clock()
         if started - self._ownerless_since >= self._max_age_s:
@@ -154,18 +173,25 @@ class HolderMap:
         for known in (self._children_faults, self._zombies, self._parents):
             for process in [each for each in known if str(each.pid) not in pids]:
                 del known[process]
-        self._holders, self.denied_pids = self._read(pids)
+        self._holders, self.denied_pids = self._read(pids, wanted)
+        self._unix_sockets.look(self._holders)
+        self._reached, self._newly_reached = self._unix_sockets.reached(self._holders), _NOBODY
         self._walked_at = started
 
-    def _read(self, pids: Iterable[str]) -> tuple[dict[int, frozenset[ProcessId]], frozenset[str]]:
-        """Inode -> holders among these processes, and which of them may not be read."""
+    def _read(
+        self, pids: Iterable[str], known: Set[int]
+    ) -> tuple[dict[int, frozenset[ProcessId]], frozenset[str]]:
+        """Inode -> holders among these processes, and which of them may not be read.
+
+        Sockets that are ``known`` are no Unix sockets.
+        """
         found: dict[int, frozenset[ProcessId]] = {}
         # Equal sets are one object, which makes 20 000 of them cheap to keep and to tell apart.
         same: dict[frozenset[ProcessId], frozenset[ProcessId]] = {}
         denied = []
         for pid in pids:
             try:
-                stat, inodes = _sockets_of(self._root, pid)
+                stat, inodes = self._sockets_of(pid, known)
             except PermissionError:
                 denied.append(pid)
                 continue
@@ -182,56 +208,59 @@ class HolderMap:
                 found[inode] = same.setdefault(holders, holders)
         return found, frozenset(denied)
 
+    def _sockets_of(self, pid: str, known: Set[int]) -> tuple[Stat, list[int]]:
+        """What is said of a process, and the inodes of its sockets.
 
-def _sockets_of(root: str, pid: str) -> tuple[Stat, list[int]]:
-    """What is said of a process, and the inodes of its sockets.
+        Raises OSError if it ended meanwhile (PermissionError if it may not be read), ValueError if
+        its stat file cannot be understood.
+        """
+        with process_directory(self._root, pid) as directory:
+            inodes = self._socket_inodes(directory, "fd", known)
+            stat = stat_at(directory)
+            if stat.ended and inodes:
+                raise ProcessLookupError(f"process {pid} ended while its files were listed")
+            if stat.state == "Z" and not stat.ended:
+                inodes = self._socket_inodes_of_threads(directory, known)
+        return stat, inodes
 
-    Raises OSError if it ended meanwhile (PermissionError if it may not be read), ValueError if its
-    stat file cannot be understood.
-    """
-    with process_directory(root, pid) as directory:
-        inodes = _socket_inodes(directory, "fd")
-        stat = stat_at(directory)
-        if stat.ended and inodes:
-            raise ProcessLookupError(f"process {pid} ended while its files were listed")
-        if stat.state == "Z" and not stat.ended:
-            inodes = _socket_inodes_of_threads(directory)
-    return stat, inodes
+    def _socket_inodes(self, directory: int, name: str, known: Set[int]) -> list[int]:
+        table = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=directory)
+        try:
+            names = os.listdir(table)
+            links = _links(table, names)
+            # A link may hold anything but NUL; that of a socket is nothing else between two NULs.
+            found = list(map(int, _SOCKET_LINK.findall("\0".join(("", *links, "")))))
+            self._unix_sockets.learn(table, names, links, found, known)
+        finally:
+            os.close(table)
+        return found
+
+    def _socket_inodes_of_threads(self, directory: int, known: Set[int]) -> list[int]:
+        """The sockets of a process whose first thread has ended and shows no descriptors any
+        more."""
+        task = os.open("task", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=directory)
+        try:
+            inodes: set[int] = set()
+            for thread in os.listdir(task):
+                try:
+                    inodes.update(self._socket_inodes(task, f"{thread}/fd", known))
+                except (FileNotFoundError, ProcessLookupError):
+                    continue
+        finally:
+            os.close(task)
+        return sorted(inodes)
 
 
-def _socket_inodes(directory: int, name: str) -> list[int]:
-    table = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=directory)
-    try:
-        links = _links(table)
-    finally:
-        os.close(table)
-    # A link may hold anything but NUL; that of a socket is nothing else from one NUL to the next.
-    return [int(inode) for inode in _SOCKET_LINK.findall("\0".join(("", *links, "")))]
-
-
-def _links(table: int) -> list[str]:
-    """Where the descriptors of a process lead to."""
+def _links(table: int, names: Iterable[str]) -> list[str]:
+    """Where these descriptors lead to; nowhere, if closed since they were listed."""
     # One readlink(2) per descriptor is nearly all that a walk costs: no Python between them.
     link_of = functools.partial(os.readlink, dir_fd=table)
-    names = iter(os.listdir(table))
+    left = iter(names)
     links: list[str] = []
     while True:
-        # What was closed since it was listed is passed over: the next round begins behind it.
-        with contextlib.suppress(FileNotFoundError):
-            links.extend(map(link_of, names))
+        try:
+            links.extend(map(link_of, left))
+        except FileNotFoundError:
+            links.append("")
+        else:
             return links
-
-
-def _socket_inodes_of_threads(directory: int) -> list[int]:
-    """The sockets of a process whose first thread has ended and shows no descriptors any more."""
-    task = os.open("task", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=directory)
-    try:
-        inodes: set[int] = set()
-        for thread in os.listdir(task):
-            try:
-                inodes.update(_socket_inodes(task, f"{thread}/fd"))
-            except (FileNotFoundError, ProcessLookupError):
-                continue
-    finally:
-        os.close(task)
-    return sorted(inodes)

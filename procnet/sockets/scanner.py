@@ -105,6 +105,7 @@ class SocketScanner:
             vanished_processes=self._holders.vanished_processes - vanished_before,
             forked=forked,
             left_behind=self._send_queues.look(sockets, holders, forked),
+            reached=self._holders.reached,
             denied_processes=len(self._denied | self._holders.denied_pids),
             malformed_rows=self._malformed() - malformed_before,
         )

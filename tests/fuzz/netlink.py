@@ -20,6 +20,7 @@ from procnet.model import unmapped
 from procnet.sockets import conntrack
 from procnet.sockets.diag import DIAG_TABLES, DiagTables, parse_page
 from procnet.sockets.progress import parse_progress
+from procnet.sockets.unix_sockets import shut_socket
 from tests.fuzz.pieces import join, split
 from tests.unit.sockets.netlink import FakeNetlink, done, netlink_message, row
 from tests.unit.sockets.test_conntrack import connection
@@ -52,6 +53,8 @@ def _check_diag(table: str, datagrams: list[bytes]) -> None:
         if progress is not None:
             assert struct.pack("=I", _INODE) == datagram[84:88]
             assert 0 <= progress.written_bytes - progress.acked_bytes < 1 << 32
+        shut = shut_socket(datagram[16:])
+        assert not shut or struct.pack("=I", shut) == datagram[20:24]
         assert page.malformed <= len(datagram) // 16 + 1
     answers = [[*datagrams], [*datagrams[1:], done()], [done()]]
     netlink = FakeNetlink(lambda *request: answers[len(netlink.asked) % 3])
@@ -147,6 +150,8 @@ def seeds() -> Iterator[bytes]:
     info = _attribute(2, bytes(120) + struct.pack("=Q", 1009) + bytes(100))
     yield b"\0\0" + join([row(state=1, send_queue_bytes=101, attributes=info), done()])
     yield b"\0\0" + join([netlink_message(4, b""), row()[:-3]])
+    shut = struct.pack("=BBBxI8x", 1, 1, 1, _INODE) + _attribute(4, bytes(8)) + _attribute(6, b"\1")
+    yield b"\0\0" + join([netlink_message(20, shut) + done()])
     flags = 0x1 | 0x8
     link = struct.pack("=BxHiII", 0, 772, 1, flags, 0)
     link += _attribute(1, bytes(6)) + _attribute(3, b"lo\xff\x1b\0")

@@ -12,7 +12,7 @@ from procnet.bpf.kprobe import KprobeOwners
 from procnet.errors import LoadError, ProcnetError
 from procnet.features import unknown, yes
 from procnet.ledger.ledger import Ledger
-from procnet.model import EventKind, Evidence, Features, OwnerEvent, Process, SocketScan
+from procnet.model import EventKind, Evidence, Features, OwnerEvent, Process, ProcessId, SocketScan
 from procnet.sockets.scanner import SocketScanner
 from procnet.witnesses import Witnesses, open_hooks
 from tests.unit.ledger.world import ALICE, NETNS, T0, flow
@@ -143,6 +143,23 @@ def test_whoever_reads_events_waits_for_no_name_of_a_user(monkeypatch: pytest.Mo
     witnesses.take(witnesses.scan())
     assert asked == []
     assert (witnesses.process(ALICE).user, asked) == ("me", [23])
+
+
+@pytest.mark.parametrize("told", [False, True])
+def test_who_was_told_of_is_not_doubted_for_what_a_look_may_have_missed(told: bool) -> None:
+    looks: list[SocketScan] = []
+
+    class Seen(Ledger):
+        def look(self, scan: SocketScan) -> set[ProcessId]:
+            looks.append(scan)
+            return set()
+
+    some = frozenset({ALICE})
+    hooks = LossyHooks() if told else None
+    witnesses = Witnesses(hooks, OURS, Seen())  # type: ignore[arg-type]
+    witnesses.take(SocketScan(T0, T0, [], {}, 0, 0, forked=some, reached=some))
+    (scan,) = looks
+    assert (scan.forked, scan.reached) == ((None, frozenset()) if told else (some, some))
 
 
 class Core(CoreOwners):

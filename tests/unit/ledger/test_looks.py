@@ -1,9 +1,21 @@
 """Owners that were only looked at: what lies between two looks is believed with care."""
 
+import pytest
+
 from procnet.ledger.endpoints import MAX_CLAIMS
 from procnet.ledger.ledger import MAX_UNACCEPTED
-from procnet.model import TCP, UDP, EventKind, Evidence, ProcessId, Reason
-from tests.unit.ledger.world import ALICE, BOB, MS, World, connected, flow, listener, udp_socket
+from procnet.model import TCP, UDP, EventKind, Evidence, ProcessId, Reason, Socket
+from tests.unit.ledger.world import (
+    ALICE,
+    BOB,
+    HERE,
+    MS,
+    World,
+    connected,
+    flow,
+    listener,
+    udp_socket,
+)
 
 TCP_FLOW = flow(TCP, 40009, 443)
 SERVER = flow(TCP, 80, 50021)
@@ -396,3 +408,117 @@ def test_a_weaker_look_does_not_confirm_a_better_one() -> None:
     world.settle(310)
     assert world.verdicts() == {ALICE: (1, 101)}
     assert evidence_of(world) == {Evidence.SOCKET_SCAN}
+
+
+REACHED = frozenset((ALICE,))
+
+
+def looks_at_a_new_socket(world: World, *before: tuple[Socket, set[ProcessId]]) -> None:
+    """Packets before and after the look that shows it first; its holder has a Unix socket."""
+    key = connected(SERVER)
+    world.look(0, *before, reached=REACHED)
+    world.packets(50, SERVER, payload=11)
+    world.look(100, *before, (key, {ALICE}), reached=REACHED)
+    world.packets(150, SERVER, payload=13)
+    world.look(200, *before, (key, {ALICE}), reached=REACHED)
+    world.settle(210)
+
+
+def test_a_new_socket_may_have_been_another_s_who_passed_it_on() -> None:
+    world = World()
+    looks_at_a_new_socket(world)
+    assert world.verdicts() == {ALICE: (1, 13), Reason.AMBIGUOUS: (1, 11)}
+
+
+def test_a_connection_has_been_accepted_by_who_alone_listens_there() -> None:
+    world = World()
+    looks_at_a_new_socket(world, (listener(80, 7003), {ALICE}))
+    assert world.verdicts() == {ALICE: (2, 24)}
+
+
+@pytest.mark.parametrize("listening", [{BOB}, {ALICE, BOB}])
+def test_whoever_else_listens_there_may_have_accepted_it(listening: set[ProcessId]) -> None:
+    world = World()
+    looks_at_a_new_socket(world, (listener(80, 7003), listening))
+    assert world.verdicts() == {ALICE: (1, 13), Reason.AMBIGUOUS: (1, 11)}
+    world = World()
+    both = (listener(80, 7003), {ALICE}), (listener(80, 7009, HERE), listening)
+    looks_at_a_new_socket(world, *both)
+    assert world.verdicts() == {ALICE: (1, 13), Reason.AMBIGUOUS: (1, 11)}
+
+
+def test_who_listened_there_until_now_may_have_accepted_it() -> None:
+    world = World()
+    listens = listener(80, 7003)
+    world.look(0, (listens, {BOB}), reached=REACHED)
+    world.packets(50, SERVER, payload=11)
+    world.look(100, (listens, {ALICE}), (connected(SERVER, 7009), {ALICE}), reached=REACHED)
+    world.look(200, (listens, {ALICE}), (connected(SERVER, 7009), {ALICE}), reached=REACHED)
+    world.settle(210)
+    assert world.verdicts() == {Reason.AMBIGUOUS: (1, 11)}
+
+
+def test_a_listener_that_is_new_itself_may_have_been_passed_too() -> None:
+    world = World()
+    both = (connected(SERVER, 7009), {ALICE}), (listener(80, 7003), {ALICE})
+    world.look(0, reached=REACHED)
+    world.packets(50, SERVER, payload=11)
+    for at_ms in (100, 200):
+        world.look(at_ms, *both, reached=REACHED)
+    world.settle(210)
+    assert world.verdicts() == {Reason.AMBIGUOUS: (1, 11)}
+
+
+def test_a_socket_that_the_look_before_has_shown_was_passed_by_nobody() -> None:
+    world = World()
+    world.look(0, (udp_socket(), {ALICE}), reached=REACHED)
+    world.packets(50, payload=11)
+    # It is connected now, and has a tuple of its own.
+    for at_ms in (100, 200):
+        world.look(at_ms, (connected(flow()), {ALICE}), reached=REACHED)
+    world.settle(210)
+    assert world.verdicts() == {ALICE: (1, 11)}
+
+
+def test_into_a_process_that_is_not_reached_nothing_was_passed() -> None:
+    world = World()
+    world.look(0, reached=REACHED)
+    world.packets(50, payload=11)
+    for at_ms in (100, 200):
+        world.look(at_ms, (udp_socket(), {BOB}), reached=REACHED)
+    world.settle(210)
+    assert world.verdicts() == {BOB: (1, 11)}
+
+
+def test_who_accepted_last_where_nobody_listens_any_more_nobody_saw() -> None:
+    world = World()
+    world.look(0, (listener(80), {ALICE}))
+    world.packets(50, SERVER, sent=False, payload=11)
+    world.look(100, (listener(80), {ALICE}))
+    world.packets(150, SERVER, sent=False, payload=13)
+    world.look(200)
+    world.settle(210, final=True)
+    assert world.verdicts() == {ALICE: (1, 11), Reason.AMBIGUOUS: (1, 13)}
+
+
+@pytest.mark.parametrize(
+    ("forked", "whose"), [(frozenset(), ALICE), (REACHED, Reason.AMBIGUOUS), (None, ALICE)]
+)
+def test_a_child_may_have_used_a_socket_that_is_closed_since(
+    forked: frozenset[ProcessId] | None, whose: object
+) -> None:
+    world = World()
+    world.look(0, (udp_socket(), {ALICE}))
+    world.packets(50, payload=11)
+    world.look(100, forked=forked)
+    world.settle(110, final=True)
+    assert world.verdicts() == {whose: (1, 11)}
+
+
+def test_where_every_accept_is_told_the_rest_is_the_listeners() -> None:
+    world = World()
+    world.look(0, (listener(80), {ALICE}), forked=None)
+    world.packets(50, SERVER, sent=False, payload=11)
+    world.look(100, forked=None)
+    world.settle(110, final=True)
+    assert world.verdicts() == {ALICE: (1, 11)}

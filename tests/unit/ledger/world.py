@@ -118,8 +118,9 @@ class World:
         self,
         at_ms: float,
         *sockets: tuple[Socket, set[ProcessId]],
-        forked: frozenset[ProcessId] = frozenset(),
+        forked: frozenset[ProcessId] | None = frozenset(),
         left_behind: frozenset[int] = frozenset(),
+        reached: frozenset[ProcessId] = frozenset(),
         evidence: Evidence = Evidence.SOCKET_SCAN,
     ) -> set[ProcessId]:
         scan = SocketScan(
@@ -131,6 +132,7 @@ class World:
             0,
             forked,
             left_behind,
+            reached,
             evidence,
         )
         return self.ledger.look(scan)
