@@ -33,9 +33,9 @@ esac
 packages_for() {
     echo gcc libc6-dev python3 python3-venv python3-dev libpcap-dev clang libbpf-dev libbpf1
     echo python3-bpfcc iproute2
-    [ "$1" = run ] || echo ethtool nftables tcpdump util-linux
+    [ "$1" = run ] || echo ethtool kmod nftables procps tcpdump util-linux
     [ "$1" != bench ] || echo iperf3 nethogs python3-matplotlib
-    [ "$1" != vm ] || echo "$emulator" busybox-static file kmod linux-{image,headers}-"$kernel"
+    [ "$1" != vm ] || echo "$emulator" busybox-static file linux-{image,headers}-"$kernel"
 }
 
 python=/usr/bin/python3

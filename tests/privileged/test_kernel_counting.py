@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import json
+import ctypes
 import os
 import random
 import re
@@ -594,8 +594,11 @@ def open_files() -> int:
 
 
 def programs_of_the_machine() -> set[int]:
-    said = subprocess.check_output(["bpftool", "--json", "prog", "show"], text=True)
-    return {each["id"] for each in json.loads(said)}
+    next_id = ctypes.CDLL("libbpf.so.1").bpf_prog_get_next_id
+    found, number = set(), ctypes.c_uint32(0)
+    while next_id(number, ctypes.byref(number)) == 0:
+        found.add(number.value)
+    return found
 
 
 def own_programs() -> set[int]:
