@@ -64,15 +64,14 @@ CORE_6_1 = {
 CORE_6_12 = {**CORE, f"{SHORT_LIVED}[udp-200]": 1}
 KPROBE = {
     **FACTS,
-    "tests/privileged/owners/test_kprobe.py": 8,
+    "tests/privileged/owners/test_kprobe.py": 7,
     "tests/kernels/guest/test_report_guest.py": 7,
     f"{ACCURACY}::test_every_byte_is_counted_and_has_its_process": len(SHARED),
 }
 
 
-def environment(family: str) -> dict[str, str]:
-    """For the suites of a family."""
-    played = SHARED if family == "kprobe" else PLAYED
+def environment(family: str, played: list[str]) -> dict[str, str]:
+    """For the suites of a family, with these scenes."""
     return {"PROCNET_OWNERS": family, "PROCNET_SCENARIOS": " ".join(played)}
 
 
@@ -91,4 +90,5 @@ def environment(family: str) -> dict[str, str]:
 def test_the_native_suites_pass(
     version: str, family: str, suites: dict[str, int], tmp_path: Path
 ) -> None:
-    run_suites(*KERNELS[version], suites, tmp_path, environment(family))
+    played = SHARED if family == "kprobe" else PLAYED
+    run_suites(*KERNELS[version], suites, tmp_path, environment(family, played))

@@ -9,39 +9,31 @@ scenarios.py. Sizes are primes and differ by actor.
 
 from __future__ import annotations
 
-import array
-import fcntl
 import json
 import socket
 import struct
 import sys
-import termios
-import time
 from collections.abc import Callable
 
 from tests.workloads import scene
-from tests.workloads.scene import HOST, PEER, Child, Note, Truth, World, listener, moved, udp
+from tests.workloads.scene import (
+    HOST,
+    PEER,
+    Child,
+    Note,
+    Truth,
+    World,
+    listener,
+    moved,
+    udp,
+    wait_until_all_has_left,
+    waiting_bytes,
+)
 
 SIZE, NEXT_SIZE, LAST_SIZE = 1009, 1013, 1019
 NUMBER, NEXT_NUMBER, LAST_NUMBER = 20, 7, 3
 LONG_NUMBER = 53
 """Takes longer than the time between two looks at the sockets."""
-_POLL_S = 0.005
-_PATIENCE_S = 20.0
-
-
-def waiting_bytes(sock: socket.socket) -> int:
-    """What the kernel holds of what was sent by the socket, wherever it is."""
-    found = array.array("i", [0])
-    fcntl.ioctl(sock, termios.TIOCOUTQ, found)
-    return found[0]
-
-
-def wait_until_all_has_left(sock: socket.socket) -> None:
-    deadline = time.monotonic() + _PATIENCE_S
-    while waiting_bytes(sock):
-        assert time.monotonic() < deadline, "something is still in the queue"
-        time.sleep(_POLL_S)
 
 
 def here_and_there() -> tuple[str, str]:

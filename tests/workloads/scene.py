@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import array
 import contextlib
 import ctypes
 import errno
+import fcntl
 import json
 import os
 import select
 import socket
 import struct
+import termios
 import threading
 import time
 import traceback
@@ -25,6 +28,7 @@ TIMEOUT_S = 100.0
 """A socket that is older than the monitor waits until all other scenes are played, in an emulated
 machine too."""
 _WORD_BYTES = 4096
+_POLL_S, _PATIENCE_S = 0.005, 20.0
 _SO_RCVBUFFORCE = 33
 _CLONE_NEWNET = 0x40000000
 _TCP_INFO_RETRANSMITTED = 208  # tcpi_bytes_retrans, Linux 4.19
@@ -236,6 +240,20 @@ def receive(sock: socket.socket, size: int) -> int:
 def tcp_moved(sock: socket.socket, sent: int = 0, received: int = 0) -> Moved:
     ends = sock.getsockname(), sock.getpeername()
     return with_repeated(sock, moved("tcp", *ends, sent, received))
+
+
+def waiting_bytes(sock: socket.socket) -> int:
+    """What the kernel holds of what was sent by the socket, wherever it is."""
+    found = array.array("i", [0])
+    fcntl.ioctl(sock, termios.TIOCOUTQ, found)
+    return found[0]
+
+
+def wait_until_all_has_left(sock: socket.socket) -> None:
+    deadline = time.monotonic() + _PATIENCE_S
+    while waiting_bytes(sock):
+        assert time.monotonic() < deadline, "something is still in the queue"
+        time.sleep(_POLL_S)
 
 
 def with_repeated(sock: socket.socket, entry: Moved) -> Moved:

@@ -19,6 +19,7 @@ from tests.workloads.scene import (
     receive,
     tcp_moved,
     together,
+    wait_until_all_has_left,
     with_repeated,
 )
 
@@ -55,6 +56,8 @@ def serve(sock: socket.socket, address: object, answer: int) -> Moved:
     sock.settimeout(TIMEOUT_S)
     data = sock.recv(65536)
     sock.sendall(bytes(answer))
+    # Until it is acknowledged it may be sent once more.
+    wait_until_all_has_left(sock)
     return with_repeated(sock, moved("tcp", sock.getsockname(), address, answer, len(data)))
 
 

@@ -196,5 +196,11 @@ class Witness:
         return address
 
 
+def kprobes() -> list[str]:
+    """The functions that the kernel has probes in, once for each probe."""
+    lines = Path("/sys/kernel/debug/kprobes/list").read_text().splitlines()
+    return sorted(line.split()[2].split("+")[0] for line in lines)
+
+
 def open_files() -> set[str]:
     return set(os.listdir("/proc/self/fd"))

@@ -13,6 +13,7 @@ from __future__ import annotations
 import functools
 import os
 import socket
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,16 +23,27 @@ from procnet.bpf import libbpf
 from procnet.bpf.core import CoreOwners
 from procnet.bpf.kprobe import KprobeOwners
 from tests.privileged.lab import Namespace
-from tests.privileged.owners.actors import Witness, entered
+from tests.privileged.owners.actors import Witness, entered, kprobes, open_files
 from tests.privileged.owners.gaps import Owners
 
 FAMILY = os.environ.get("PROCNET_OWNERS", "core")
 # Of all namespaces: what another suite of tests floods on the same machine, fits in, too.
 open_core = functools.partial(CoreOwners.open, ring_bytes=32 << 20)
+
+
+def opened_in_a_thread() -> KprobeOwners:
+    """They are read by another one; compiling takes too long to show it apart."""
+    opened: list[KprobeOwners] = []
+    thread = threading.Thread(target=lambda: opened.append(KprobeOwners.open()))
+    thread.start()
+    thread.join()
+    return opened[0]
+
+
 OPEN = {
     "core": open_core,
     "core-without-fentry": open_core,
-    "kprobe": KprobeOwners.open,
+    "kprobe": opened_in_a_thread,
 }[FAMILY]
 collect_ignore = ["test_core.py" if FAMILY == "kprobe" else "test_kprobe.py"]
 
@@ -47,10 +59,20 @@ def without_functions() -> Iterator[None]:
 # BCC compiles for a minute in an emulated machine; nobody else is there to be in the way of.
 @pytest.fixture(scope="session" if FAMILY == "kprobe" else "module")
 def owners() -> Iterator[Owners]:
+    files, threads = open_files(), threading.active_count()
     opened = OPEN()
+    its_files = open_files() - files
     take_of_somebody(opened)
     yield opened
+    lost = opened.events_lost()
     opened.close()
+    opened.close()
+    assert (opened.read(), opened.events_lost()) == ([], lost)
+    assert its_files and its_files.isdisjoint(open_files())
+    assert threading.active_count() == threads
+    if FAMILY == "kprobe":
+        assert opened.fileno() == -1
+        assert kprobes() == []
 
 
 def take_of_somebody(owners: Owners) -> None:

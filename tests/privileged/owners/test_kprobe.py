@@ -1,4 +1,7 @@
-"""What is the kprobes' alone, on the kernel of a virtual machine (tests/kernels)."""
+"""What is the kprobes' alone, on the kernel of a virtual machine (tests/kernels).
+
+That they are opened in a thread, and leave nothing when they are closed, is in conftest.py.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,6 @@ import os
 import socket
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,21 +22,11 @@ from procnet.errors import LoadError, UnsupportedError
 from procnet.model import Support
 from tests.privileged.lab import Namespace
 from tests.privileged.owners.actors import (
-    SEND,
-    Witness,
     close,
     inode,
-    open_files,
-    run,
+    kprobes,
     udp,
-    who_told,
 )
-
-
-def kprobes() -> list[str]:
-    """The functions that the kernel has probes in, once for each probe."""
-    lines = Path("/sys/kernel/debug/kprobes/list").read_text().splitlines()
-    return sorted(line.split()[2].split("+")[0] for line in lines)
 
 
 def test_every_hook_attaches(owners: KprobeOwners) -> None:
@@ -71,34 +63,6 @@ def test_a_full_ring_is_counted(owners: KprobeOwners, inside: Namespace) -> None
     again = [event for event in owners.read() if event.inode == inode(sender)]
     assert [event.remote_address for event in again] == [socket.inet_aton(peers[-1])]
     close(sender, receiver)
-
-
-def test_a_second_one_is_opened_in_a_thread_read_here_and_gone_when_closed(
-    witness: Witness,
-) -> None:
-    probes, files, threads = kprobes(), open_files(), threading.active_count()
-    opened: list[KprobeOwners] = []
-    thread = threading.Thread(target=lambda: opened.append(KprobeOwners.open()))
-    thread.start()
-    thread.join()
-    (second,) = opened
-    assert kprobes() == sorted(probes * 2)
-
-    def send() -> int:
-        with udp() as sock:
-            sock.sendto(b"x", ("127.0.0.1", 9))
-            return inode(sock)
-
-    number, sender = run(send)
-    for source in (second.read(), witness.of_inode(number)):
-        (event,) = (e for e in source if e.inode == number and e.kind is SEND)
-        assert who_told(event) == sender
-    lost = second.events_lost()
-    second.close()
-    second.close()
-    assert (second.read(), second.fileno(), second.events_lost()) == ([], -1, lost)
-    assert kprobes() == probes
-    assert (open_files(), threading.active_count()) == (files, threads)
 
 
 # As nobody, with nothing but the two capabilities; with sockets that are older than the hooks.
