@@ -9,23 +9,29 @@ from collections import Counter
 
 import pytest
 
-from tests.kernels import test_counting_vm, test_owners_vm
+from tests.kernels import test_counting_vm as counting_vm
+from tests.kernels import test_owners_vm as owners_vm
 from tests.privileged.namespace import TOP
 
 
 @pytest.mark.parametrize(
-    ("family", "suites"),
+    ("family", "suites", "played"),
     [
-        pytest.param("core", test_owners_vm.CORE_6_1, id="core-6.1"),
-        pytest.param("core", test_owners_vm.CORE_6_12, id="core-6.12"),
-        pytest.param("kprobe", test_owners_vm.KPROBE, id="kprobe"),
-        pytest.param("core", test_counting_vm.SUITE, id="counting"),
+        pytest.param("core", owners_vm.CORE_6_1, owners_vm.PLAYED, id="core-6.1"),
+        pytest.param("core", owners_vm.CORE_6_12, owners_vm.PLAYED, id="core-6.12"),
+        pytest.param("kprobe", owners_vm.KPROBE, owners_vm.SHARED, id="kprobe"),
+        *(
+            pytest.param("core", *counting_vm.suites(version), id=f"counting-{version}")
+            for version in owners_vm.KERNELS
+        ),
     ],
 )
-def test_as_many_tests_as_are_promised(family: str, suites: dict[str, int]) -> None:
+def test_as_many_tests_as_are_promised(
+    family: str, suites: dict[str, int], played: list[str]
+) -> None:
     argv = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-qq", "--collect-only"]
     listed = subprocess.run(
-        [*argv, *suites], env={**os.environ, **test_owners_vm.environment(family)},
+        [*argv, *suites], env={**os.environ, **owners_vm.environment(family, played)},
         cwd=TOP, capture_output=True, text=True, timeout=60,
     )  # fmt: skip
     assert listed.returncode == 0, listed.stdout
