@@ -149,6 +149,10 @@ def _decide(owners: OwnerTable, count: FlowCount, when: When) -> Verdict:
         return _best(claims)
     if not last_word:
         return SEEN
+    # Each raw socket of a protocol gets a copy (raw_v4_input, net/ipv4/raw.c): that one may have
+    # been there does not say who took it.
+    if not (count.sent or told or sure or key.local_port or key.remote_port):
+        return _ambiguous(claims)
     if not _names(told) and any(owners.contested(r, count.last_ns) for r in ladder(key)):
         return _ambiguous([claim for rung in ladder(key) for claim in owners.claims(rung)])
     if any(count.first_ns > claim.sure_to_ns for claim in claims):

@@ -522,3 +522,16 @@ def test_where_every_accept_is_told_the_rest_is_the_listeners() -> None:
     world.look(100, forked=None)
     world.settle(110, final=True)
     assert world.verdicts() == {ALICE: (1, 11)}
+
+
+def test_a_raw_socket_that_may_have_been_there_does_not_say_who_took_the_packet() -> None:
+    key = flow(253, 0, 0)
+    raw = udp_socket(port=0)._replace(protocol=253)
+    world = World()
+    world.look(0)
+    world.packets(50, key, sent=False, payload=11)
+    world.look(100, (raw, {ALICE}))
+    world.packets(150, key, sent=False, payload=13)
+    world.look(200, (raw, {ALICE}))
+    world.settle(210, final=True)
+    assert world.verdicts() == {ALICE: (1, 13), Reason.AMBIGUOUS: (1, 11)}
