@@ -53,8 +53,7 @@ CORE = {
 }
 SHORT_LIVED = "tests/privileged/test_short_lived.py::test_the_kernel_names_every_short_lived_sender"
 # Minutes, where each processor is emulated: of sockets older than the hooks (they go by the
-# iterator, which is the same in both) one machine tells, of 1009 short-lived senders
-# test_counting_vm.py.
+# iterator, which is the same in both) one machine tells, of 1009 short-lived senders the host.
 CORE_6_1 = {
     **CORE,
     f"{SHORT_LIVED}[udp-200]": 1,
