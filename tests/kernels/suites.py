@@ -12,7 +12,7 @@ import pytest
 
 from tests.kernels.vm import run_in_vm
 
-TIMEOUT_S = 900.0
+TIMEOUT_S = 1500.0
 # First of all, for where what is said will be cut.
 _OF_FAILURES, _FAILURE_LINES = ("FAILED ", "ERROR ", "E   "), 60
 
