@@ -40,8 +40,8 @@ test-unit: ready-test  ## tests that need no root: units, contracts, the rules o
 test-privileged: ready-test  ## tests in network namespaces of their own
 	$(SUDO) $(PYTHON) $(PYTEST) -m 'privileged and not vm' --junit-xml=$(JUNIT)/privileged.xml
 
-test-vm: ready-vm  ## tests on other kernels, in virtual machines (minutes)
-	$(SUDO) $(PYTHON) $(PYTEST) -m vm --junit-xml=$(JUNIT)/vm.xml
+test-vm: ready-vm  ## tests on other kernels, in two virtual machines at once (20 minutes)
+	$(SUDO) $(PYTHON) $(PYTEST) -m vm --numprocesses=2 --dist=worksteal --junit-xml=$(JUNIT)/vm.xml
 
 test-pcap-ct: ready-pcap-ct  ## units and captures on a newer Python, with pcap-ct for pypcap
 	$(SUDO) .venv-pcap-ct/bin/python $(PYTEST) -m 'not vm' --junit-xml=$(JUNIT)/pcap-ct.xml \

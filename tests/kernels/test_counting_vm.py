@@ -14,7 +14,7 @@ AT_SOCKETS, COMPARING = (
 )
 ELSEWHERE = "tests/privileged/test_one_namespace.py::test_sockets_of_other_namespaces_take_no_room"
 SUITE = {
-    "tests/privileged/test_kernel_counting.py": 30,
+    "tests/privileged/test_kernel_counting.py": 29,
     f"{AT_SOCKETS}behind_a_masquerade_the_inner_end_is_counted": 1,
     f"{AT_SOCKETS}more_remote_ends_than_there_is_room_for_are_one_row": 1,
     f"{AT_SOCKETS}what_leaves_after_its_process_is_its_own": 1,

@@ -50,7 +50,7 @@ def vng() -> str:
 
 def run_in_vm(
     kernel: Path, command: str, *, timeout_s: float, share: Path | None = None,
-    memory: str = "2G", cpus: int = 2,
+    memory: str = "2G", cpus: int = 1,
 ) -> VmResult:  # fmt: skip
     """Boot ``kernel`` and run a shell command there as root, in the top directory of the checkout.
 
