@@ -10,7 +10,7 @@ from procnet.capture import handle
 from procnet.errors import UnsupportedError, UsageError
 from procnet.features import no, unknown, yes
 from procnet.model import Feature, Features, Support
-from procnet.sockets import conntrack, diag, procfs
+from procnet.sockets import conntrack, diag, fork_events, procfs
 
 KERNEL_CHOICES = ("auto", "core", "kprobe", "off")
 COUNTING_CHOICES = ("auto", "kernel", "socket", "python")
@@ -52,9 +52,8 @@ def survey(kernel: str, counting: str) -> Features:
     features = _features(kernel, counting, every=True)
     rungs = {rung.name: rung for rung in features.rungs}
     comparing = _comparing(rungs[_CAPTURE], rungs[core.COUNTING_AT_SOCKETS.name])
-    return Features(
-        features.counting, features.owners, (*features.rungs, comparing, conntrack.probe())
-    )
+    beside = (comparing, conntrack.probe(), fork_events.probe())
+    return Features(features.counting, features.owners, (*features.rungs, *beside))
 
 
 def choose(

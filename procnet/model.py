@@ -281,8 +281,8 @@ class SocketScan(NamedTuple):
     vanished_processes: int
     denied_processes: int
     forked: frozenset[ProcessId] | None = frozenset()
-    """Holders, now or before, of which a child, or another of their parent, has ended since: it may
-    have used what they share, or a socket on the same port. None where every use is told."""
+    """Holders, now or before, of whom a child, or another of their parent, that no look has shown
+    may have used what they share, or a socket on the same port. None where every use is told."""
     left_behind: frozenset[int] = frozenset()
     """Inodes of connections whose send queue may have bytes of a process that let go of them."""
     reached: frozenset[ProcessId] = frozenset()

@@ -6,13 +6,14 @@ over: what stands before it is told, then ValueError is raised, for what stands 
 
 from __future__ import annotations
 
+import array
 import errno
 import os
 import socket
 import struct
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 NLMSG_ERROR, NLMSG_DONE, NLMSG_OVERRUN = 2, 3, 4
@@ -26,6 +27,12 @@ _BUFFER_BYTES = 1 << 16  # what netlink_dump (net/netlink/af_netlink.c) fills is
 _HEADER = struct.Struct("=IHHII")
 _ATTRIBUTE = struct.Struct("=HH")
 _TYPE = 0x3FFF  # NLA_TYPE_MASK: the two upper bits are flags
+_SO_ATTACH_FILTER = 26
+_INSTRUCTION = struct.Struct("HBBI")
+_PROGRAM = struct.Struct("HP")
+
+Instruction = tuple[int, int, int, int]
+"""struct sock_filter, include/uapi/linux/filter.h: code, jt, jf, k."""
 
 
 class Header(NamedTuple):
@@ -121,6 +128,13 @@ def dump(
             yield None
         if time.monotonic() > deadline_s:
             raise TimeoutError(errno.ETIMEDOUT, f"no end after {timeout_s:g} s")
+
+
+def attach_filter(netlink: socket.socket, program: Sequence[Instruction]) -> None:
+    """From now on the kernel queues only messages that ``program`` lets through. Raises OSError."""
+    code = array.array("B", b"".join(_INSTRUCTION.pack(*each) for each in program))
+    address, _ = code.buffer_info()
+    netlink.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, _PROGRAM.pack(len(program), address))
 
 
 def attribute(kind: int, value: bytes) -> bytes:

@@ -11,9 +11,11 @@ from procnet.bpf.clocks import boot_to_wall_ns
 from procnet.bpf.core import COUNTING_AT_SOCKETS, COUNTING_AT_SOCKETS_HERE, CoreOwners
 from procnet.bpf.kprobe import KprobeOwners
 from procnet.bpf.socket_counts import SocketCounts
-from procnet.errors import AccessError, LoadError, UnsupportedError
+from procnet.errors import AccessError, LoadError, ProcnetError, UnsupportedError
 from procnet.ledger.ledger import Ledger
 from procnet.model import Features, Process, ProcessId, SocketScan
+from procnet.sockets.fork_events import ForkEvents
+from procnet.sockets.forks import Forks
 from procnet.sockets.process import ProcessTable
 from procnet.sockets.scanner import SocketScanner
 from procnet.translated import Translated
@@ -104,6 +106,8 @@ class Witnesses:
         if on_wire:
             self.translated = Translated(ledger.elsewhere, everywhere=netns is None)
         self._soon_s = self._regular_s = 0.0
+        # Whoever uses a socket is told of by hooks, however it came by it.
+        self._forks = _open_forks() if events is None else None
 
     @property
     def turns_descriptor(self) -> int | None:
@@ -182,7 +186,7 @@ class Witnesses:
 
     def _scan(self) -> SocketScan:
         if self._scanner is None:
-            self._scanner = SocketScanner(use_diag=self._use_diag)
+            self._scanner = SocketScanner(use_diag=self._use_diag, forks=self._forks)
         return self._scanner.scan(self.netns)
 
     def take(self, scan: SocketScan) -> None:
@@ -211,6 +215,8 @@ class Witnesses:
         """Detaches the hooks; what is known of processes stays."""
         if self.translated is not None:
             self.translated.close()
+        if self._forks is not None:
+            self._forks.close()
         if self.events is not None:
             self.events.close()
 
@@ -218,3 +224,11 @@ class Witnesses:
         # Now, while they live: when they are reported they may be gone.
         for process in processes:
             self._processes.learn(process)
+
+
+def _open_forks() -> Forks | None:
+    try:
+        return Forks(ForkEvents())
+    except ProcnetError as error:
+        _log.info("looking will not know of every child: %s", error)
+        return None

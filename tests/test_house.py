@@ -52,11 +52,11 @@ MAY_IMPORT = {
 }
 """Room → the rooms it may import from; ``""`` is the front door, ``import procnet`` itself."""
 
-ONLY_IMPORTER = {
+ONLY_IMPORTER: dict[str, str | tuple[str, ...]] = {
     "pcap": "procnet/capture/handle.py",
     "dpkt": "procnet/capture/decode.py",
     "bcc": "procnet/bpf/bcc_attach.py",
-    "ctypes": "procnet/bpf/",
+    "ctypes": ("procnet/bpf/", "procnet/sockets/namespace.py"),
 }
 REQUIREMENTS = frozenset({"pcap", "dpkt", "bcc", "cachetools"})
 HEAVY = ("pcap", "dpkt", "bcc", "numpy", "psutil")

@@ -8,14 +8,13 @@ a dump (from where it knows CTA_STATUS_MASK on), a filter on the socket leaves t
 
 from __future__ import annotations
 
-import array
 import contextlib
 import errno
 import functools
 import socket
 import struct
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import NamedTuple
 
 from procnet import features
@@ -25,6 +24,7 @@ from procnet.netlink import (
     ATTRIBUTE_BYTES,
     HEADER_BYTES,
     Header,
+    attach_filter,
     attribute,
     attributes,
     dump,
@@ -54,9 +54,7 @@ _QUEUE_BYTES = 4 << 20
 _MAX_NEWS = 16384
 """More than the queue holds, twice its bytes at 700 or more each. In a flood there is no end."""
 _TIMEOUT_S = 5.0
-_SO_ATTACH_FILTER, _SO_RCVBUFFORCE = 26, 33
-_INSTRUCTION = struct.Struct("HBBI")
-_PROGRAM = struct.Struct("HP")
+_SO_RCVBUFFORCE = 33
 _NESTED_ATTRIBUTE = 0xFFFFF000 + 12  # SKF_AD_OFF + SKF_AD_NLATTR, include/uapi/linux/filter.h
 # To where the attribute with the status is, if there is one; then whether its NAT bits are set.
 _TRANSLATED_ALONE = (
@@ -256,14 +254,7 @@ def _connect() -> socket.socket:
 
 
 def _leave_out_the_untranslated(news: socket.socket) -> None:
-    _attach(news, _TRANSLATED_ALONE)
-
-
-def _attach(news: socket.socket, program: Iterable[tuple[int, int, int, int]]) -> None:
-    instructions = [_INSTRUCTION.pack(*each) for each in program]
-    code = array.array("B", b"".join(instructions))
-    address, _ = code.buffer_info()
-    news.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, _PROGRAM.pack(len(instructions), address))
+    attach_filter(news, _TRANSLATED_ALONE)
 
 
 def _refusal(error: OSError) -> ProcnetError:

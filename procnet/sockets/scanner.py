@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from procnet.errors import AccessError, ProcnetError
 from procnet.model import Socket, SocketScan
 from procnet.sockets.diag import DiagTables
+from procnet.sockets.forks import Forks
 from procnet.sockets.holders import HolderMap
 from procnet.sockets.pids import is_ours, list_pids, process_directory, raise_if_ours
 from procnet.sockets.procfs import PRIVILEGES, read_tables
@@ -30,7 +31,8 @@ class SocketScanner:
     a walk over the descriptors of all processes may become before it is made again; until then it
     is made only for a socket that nobody is known to hold (see ``HolderMap`` for what that can
     overlook). ``wall_clock_ns`` stamps the scans, nanoseconds since 1970. ``use_diag`` false leaves
-    sock_diag alone; ``diag`` is asked in place of a new ``DiagTables``. Not thread-safe.
+    sock_diag alone; ``diag`` is asked in place of a new ``DiagTables``. ``forks``, where the kernel
+    tells of them, know of more children than /proc does. Not thread-safe.
 
     Both sources tell the same (tests/contract/test_socket_sources.py).
     """
@@ -44,10 +46,12 @@ class SocketScanner:
         wall_clock_ns: Callable[[], int] = time.time_ns,
         use_diag: bool = True,
         diag: DiagTables | None = None,
+        forks: Forks | None = None,
     ) -> None:
         self._root = os.fspath(root)
         self._wall_clock_ns = wall_clock_ns
         self._holders = HolderMap(self._root, max_age_s=max_age_s, clock=clock)
+        self._forks = forks
         self._send_queues = SendQueues(self._progress)
         # Namespace -> the process through which it was read last.
         self._seen_by: dict[int, str] = {}
@@ -86,8 +90,15 @@ class SocketScanner:
         self._denied.clear()
         self.diag_tables, self._diag_netns = frozenset(), 0
         try:
+            if self._forks is not None:
+                self._forks.begin_look()
             sockets = self._every_socket() if netns is None else self._sockets_in(netns)
             holders = self._holders.of((s.inode for s in sockets), refresh=refresh)
+            forked = (
+                self._holders.forked(holders.values())
+                if self._forks is None
+                else self._forks.end_look(holders.values())
+            )
         except PermissionError as error:
             raise AccessError(
                 f"cannot read {self._root}: {error.strerror}; "
@@ -96,7 +107,6 @@ class SocketScanner:
         except OSError as error:
             hint = "" if is_ours(error) else "; is a proc file system there?"
             raise ProcnetError(f"cannot read sockets below {self._root}: {error}{hint}") from error
-        forked = self._holders.forked(holders.values())
         return SocketScan(
             started_ns=started_ns,
             ended_ns=self._wall_clock_ns(),

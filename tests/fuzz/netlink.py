@@ -19,11 +19,13 @@ from procnet.errors import CaptureError
 from procnet.model import unmapped
 from procnet.sockets import conntrack
 from procnet.sockets.diag import DIAG_TABLES, DiagTables, parse_page
+from procnet.sockets.fork_events import forks_in
 from procnet.sockets.progress import parse_progress
 from procnet.sockets.unix_sockets import shut_socket
 from tests.fuzz.pieces import join, split
 from tests.unit.sockets.netlink import FakeNetlink, done, netlink_message, row
 from tests.unit.sockets.test_conntrack import connection
+from tests.unit.sockets.test_fork_events import fork
 
 _ROW_BYTES = 72
 _FAMILIES = {"4": (socket.AF_INET, 4), "6": (socket.AF_INET6, 16)}
@@ -56,11 +58,20 @@ def _check_diag(table: str, datagrams: list[bytes]) -> None:
         shut = shut_socket(datagram[16:])
         assert not shut or struct.pack("=I", shut) == datagram[20:24]
         assert page.malformed <= len(datagram) // 16 + 1
+        _check_forks(datagram)
     answers = [[*datagrams], [*datagrams[1:], done()], [done()]]
     netlink = FakeNetlink(lambda *request: answers[len(netlink.asked) % 3])
     diag = DiagTables(connect=netlink.connect)
     assert diag.read(1).keys() <= set(DIAG_TABLES)
     assert netlink.open == 0
+
+
+def _check_forks(datagram: bytes) -> None:
+    with contextlib.suppress(ValueError):
+        for parent, child in forks_in(datagram):
+            # Of the child first its first thread, which has the same number.
+            assert struct.pack("=II", child, child) in datagram
+            assert struct.pack("=I", parent) in datagram
 
 
 def _plain_rows(datagram: bytes, table: str) -> list[tuple[bytes, bytes, int, int, int]]:
@@ -152,6 +163,7 @@ def seeds() -> Iterator[bytes]:
     yield b"\0\0" + join([netlink_message(4, b""), row()[:-3]])
     shut = struct.pack("=BBBxI8x", 1, 1, 1, _INODE) + _attribute(4, bytes(8)) + _attribute(6, b"\1")
     yield b"\0\0" + join([netlink_message(20, shut) + done()])
+    yield b"\0\0" + join([fork(7, 1009), fork(7, 7, thread=1009), fork(7, 1009)[:-1]])
     flags = 0x1 | 0x8
     link = struct.pack("=BxHiII", 0, 772, 1, flags, 0)
     link += _attribute(1, bytes(6)) + _attribute(3, b"lo\xff\x1b\0")

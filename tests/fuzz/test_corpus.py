@@ -20,7 +20,7 @@ from procnet.bpf import counts, events, ring, snapshot
 from procnet.capture import decode, handle
 from procnet.capture.counter import Counter
 from procnet.report import as_text
-from procnet.sockets import conntrack, diag, holders, process, tables
+from procnet.sockets import conntrack, diag, fork_events, holders, process, tables
 from procnet.sockets.pids import process_directory
 from tests.fuzz import TARGETS
 from tests.fuzz.pieces import join, split
@@ -76,6 +76,7 @@ drain = Counter.drain
         ("netlink", diag, "aligned", lambda length: length + 4),
         ("netlink", diag, "SOCK_DIAG_BY_FAMILY", 9),
         ("netlink", netlink, "_MAX_ERRNO", 1 << 40),
+        ("netlink", fork_events, "_PROCESSES", struct.Struct(">16xIIII")),
         ("conntrack", conntrack, "parse_connection", lambda body: body[len(body)]),
         ("conntrack", netlink, "_MAX_ERRNO", 1 << 40),
         ("records", events, "_KINDS", {}),

@@ -123,17 +123,6 @@ ON_WIRE_MAY_BE_AMBIGUOUS = {
     "writers_in_turn",
     *(each.__name__ for each in writers.KINDS),
 }
-GONE_TOGETHER = {
-    # README, "Limits": a child used what it inherited, and at the next look it is gone, and so is
-    # its parent, who was seen with it.
-    "fork_per_connection",
-    "forked_tcp_sender",
-    "forked_udp_sender",
-    "writer_and_reader",
-    "writers_by_turns",
-    "writers_in_turn",
-    *(each.__name__ for each in writers.KINDS),
-}
 
 
 class Run:
@@ -226,7 +215,7 @@ def test_looking_names_nobody_wrongly(looked_at: Run, name: str) -> None:
     for layer, share in judge(scene.truth, looked_at.evidence).items():
         print(layer, share)
         assert share.error == 0
-        assert share.wrong == 0 or name in GONE_TOGETHER
+        assert share.wrong == 0
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -46,6 +46,7 @@ def report_after(
         )
     )
     monkeypatch.setattr(conntrack, "_connect", lambda: next(sockets))
+    monkeypatch.setattr("procnet.witnesses._open_forks", lambda: None)
     monitor = Monitor(["lo"])
     monitor._features = Features("python", "proc")
     monitor._tap = IdleTap()  # type: ignore[assignment]

@@ -43,7 +43,7 @@ def nobody_tries(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ladder, "_OWNERS", [("core", tries, promise), ("kprobe", tries, tries)])
     for room, name in (
         (ladder.counts, "probe"), (ladder.core, "probe_counting"), (ladder.handle, "probe"),
-        (ladder.conntrack, "probe"),
+        (ladder.conntrack, "probe"), (ladder.fork_events, "probe"),
     ):  # fmt: skip
         monkeypatch.setattr(room, name, tries)
     monkeypatch.setattr(ladder.counts, "promise", lambda: unknown("kernel counting", ""))

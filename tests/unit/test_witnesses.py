@@ -22,11 +22,12 @@ PROMISES = {name: unknown(f"{name} owners", "worth a try") for name in ("core", 
 
 
 @pytest.fixture(autouse=True)
-def no_conntrack(monkeypatch: pytest.MonkeyPatch) -> None:
+def no_news_of_the_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse() -> None:
         raise ProcnetError("not in a unit test")
 
     monkeypatch.setattr("procnet.translated.Connections", refuse)
+    monkeypatch.setattr("procnet.witnesses.ForkEvents", refuse)
 
 
 class LossyHooks:
