@@ -3,8 +3,8 @@
 Layouts: include/uapi/linux/connector.h, cn_proc.h. The kernel's end is in the first network
 namespace alone (cn_init, drivers/connector/connector.c), and nobody is told who is not in the first
 user and pid namespaces (cn_proc_mcast_ctl, drivers/connector/cn_proc.c). CAP_NET_ADMIN is needed,
-from another network namespace CAP_SYS_ADMIN too. Before Linux 6.6 the kernel
-keeps on telling nobody after who listened was killed: a message is made at each fork, and dropped.
+from another network namespace CAP_SYS_ADMIN too. Before Linux 6.6 the kernel goes on when who
+listened is killed: a message is made at each fork, and dropped.
 """
 
 from __future__ import annotations
