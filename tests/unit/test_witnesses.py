@@ -163,6 +163,33 @@ def test_who_was_told_of_is_not_doubted_for_what_a_look_may_have_missed(told: bo
     assert (scan.forked, scan.reached) == ((None, frozenset()) if told else (some, some))
 
 
+@pytest.mark.parametrize("told", [False, True])
+def test_forks_are_listened_to_while_nobody_tells_of_each_use(
+    monkeypatch: pytest.MonkeyPatch, told: bool
+) -> None:
+    class Events:
+        listening = 0
+
+        def __init__(self) -> None:
+            Events.listening += 1
+
+        def read(self) -> list[object]:
+            return []
+
+        def close(self) -> None:
+            Events.listening -= 1
+
+    class Hooks(LossyHooks):
+        def close(self) -> None: ...
+
+    monkeypatch.setattr("procnet.witnesses.ForkEvents", Events)
+    witnesses = Witnesses(Hooks() if told else None, OURS, Ledger())  # type: ignore[arg-type]
+    witnesses.scan()
+    assert Events.listening == (0 if told else 1)
+    witnesses.close()
+    assert Events.listening == 0
+
+
 class Core(CoreOwners):
     """A kernel that takes snapshots, or refuses."""
 

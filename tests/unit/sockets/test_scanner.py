@@ -9,6 +9,8 @@ import pytest
 
 from procnet.model import SocketScan
 from procnet.sockets.diag import DIAG_TABLES, DiagTables
+from procnet.sockets.fork_events import Fork
+from procnet.sockets.forks import Forks
 from procnet.sockets.scanner import SocketScanner
 from procnet.testing.proc_tree import ProcTree
 from tests.unit.sockets.netlink import Answer, FakeNetlink, done, row
@@ -98,3 +100,20 @@ def test_messages_that_are_not_understood_are_counted_with_the_lines(tree: ProcT
     scanner = SocketScanner(tree.root, diag=DiagTables(connect=FakeNetlink(answer).connect))
     for _ in range(2):
         assert scanner.scan(OURS).malformed_rows == len(DIAG_TABLES)
+
+
+class OneFork:
+    """Of 23, during the first look."""
+
+    def __init__(self) -> None:
+        self._told: list[list[Fork]] = [[], [Fork(23, 1009)]]
+
+    def read(self) -> list[Fork]:
+        return self._told.pop(0) if self._told else []
+
+
+def test_where_the_kernel_tells_of_forks_it_is_believed(tree: ProcTree) -> None:
+    forks = Forks(OneFork(), str(tree.root))  # type: ignore[arg-type]
+    scanner = SocketScanner(tree.root, use_diag=False, forks=forks)
+    forked = [{process.pid for process in scanner.scan().forked or ()} for _ in range(3)]
+    assert forked == [{23}, {23}, set()]
