@@ -27,7 +27,8 @@ def take(shared: socket.socket, telling: int) -> None:
         taken += 1
         os.write(telling, b".")
         os.sched_yield()
-    print(os.getpid(), taken, flush=True)
+    # In one piece, however Python buffers: the other one ends at the same time.
+    os.write(1, b"%d %d\n" % (os.getpid(), taken))
 
 
 def feed(target: tuple[str, int], told: int, end_s: float) -> None:
