@@ -27,7 +27,6 @@ ONCE = {
     f"{COMPARING}of_processes_alone_nothing_is_left[kernel]": 1,
     f"{AT_SOCKETS}every_short_lived_sender_is_named[tcp-200]": 1,
     f"{AT_SOCKETS}every_short_lived_sender_is_named[udp-200]": 1,
-    f"{AT_SOCKETS}the_engines_agree_flow_by_flow": 1,
     f"{COMPARING}the_end_of_a_connection_is_the_kernel_s": 1,
     f"{COMPARING}the_headers_of_fragments_are_no_packets_of_nobody_s": 1,
 }
