@@ -59,13 +59,16 @@ CORE_6_1 = {
     **CORE,
     f"{SHORT_LIVED}[udp-200]": 1,
     f"{SHORT_LIVED}[tcp-200]": 1,
-    "tests/privileged/test_older_sockets.py": 7,
     # What the kernel asks of those whom it tells of forks has changed in 6.6.
     f"{FORKS}processes_are_told_and_no_threads": 1,
     f"{FORKS}they_are_told_in_another_network_namespace_too": 1,
     f"{FORKS}what_found_no_room_is_known_to_be_missing": 1,
 }
-CORE_6_12 = {**CORE, f"{SHORT_LIVED}[udp-200]": 1}
+CORE_6_12 = {
+    **CORE,
+    f"{SHORT_LIVED}[udp-200]": 1,
+    "tests/privileged/test_older_sockets.py": 7,
+}
 KPROBE = {
     **FACTS,
     "tests/privileged/owners/test_kprobe.py": 7,
