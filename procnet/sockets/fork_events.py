@@ -142,18 +142,16 @@ def probe() -> Feature:
 
 def _heard_in(places: Iterable[Place]) -> socket.socket:
     """Listens in the first of these places where the kernel does. Raises OSError."""
-    refused = ConnectionRefusedError(errno.ECONNREFUSED, os.strerror(errno.ECONNREFUSED))
     for place in places:
         with contextlib.ExitStack() as held:
-            events = held.enter_context(place())
             try:
+                events = held.enter_context(place())
                 _listen(events)
-            except ConnectionRefusedError as error:
-                refused = error
-                continue
+            except (ConnectionRefusedError, FileNotFoundError):
+                continue  # not there, or its process is gone
             held.pop_all()
             return events
-    raise refused
+    raise ConnectionRefusedError(errno.ECONNREFUSED, os.strerror(errno.ECONNREFUSED))
 
 
 def _places() -> Iterator[Place]:

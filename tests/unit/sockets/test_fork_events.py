@@ -80,9 +80,14 @@ class Connector:
         self.closed = True
 
 
+def gone() -> Any:
+    """A namespace whose process has ended."""
+    raise FileNotFoundError(errno.ENOENT, "no such file")
+
+
 def events_of(*connectors: Connector) -> ForkEvents:
     places: list[Callable[[], Any]] = [lambda made=each: made for each in connectors]
-    return ForkEvents(lambda: places)
+    return ForkEvents(lambda: [gone, *places])
 
 
 def test_processes_are_told_in_their_order_and_no_threads() -> None:
