@@ -482,7 +482,31 @@ int on_receive_counting(struct __sk_buff *skb)
 	return 1;
 }
 
-/* No packet has this socket any more: TIME_WAIT, and what answers for a closed port, have others. */
+/*
+ * A connection that is closed has no packets any more, or a last RST: TIME_WAIT, and what answers for
+ * a closed port, have sockets of their own. Asked of each that we see begin, because not all kernels
+ * run tracing programs in every softirq: see README.md.
+ */
+SEC("sockops")
+int on_tcp_state(struct bpf_sock_ops *ctx)
+{
+	struct bpf_sock *sk;
+
+	switch (ctx->op) {
+	case BPF_SOCK_OPS_STATE_CB:
+		sk = ctx->sk;
+		if (sk && ctx->args[1] == BPF_TCP_CLOSE)
+			end_counters(sk);
+		break;
+	case BPF_SOCK_OPS_TCP_CONNECT_CB:
+	case BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB:
+		bpf_sock_ops_cb_flags_set(ctx, ctx->bpf_sock_ops_cb_flags |
+						       BPF_SOCK_OPS_STATE_CB_FLAG);
+	}
+	return 1;
+}
+
+/* The others, at the latest. */
 SEC("tp_btf/tcp_destroy_sock")
 int BPF_PROG(on_tcp_destroy, struct sock *sk)
 {

@@ -68,7 +68,12 @@ COUNTING: dict[str, tuple[tuple[Hook, ...], ...]] = {
     "received bytes": (
         (Hook("cgroup_skb ingress, counting", "on_receive_counting", cgroup=True),),
     ),
-    "end of a connection": ((_tracepoint("tcp_destroy_sock", "on_tcp_destroy"),),),
+    "end of a connection": (
+        (
+            Hook("sockops, counting", "on_tcp_state", cgroup=True),
+            _tracepoint("tcp_destroy_sock", "on_tcp_destroy"),
+        ),
+    ),
 }
 # A connection that nobody has used is taken for one that is just being accepted: not before those
 # that are older than we are have been seen.

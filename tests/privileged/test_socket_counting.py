@@ -20,6 +20,7 @@ from typing import Any, TypeVar
 import pytest
 
 from procnet.bpf.core import CoreOwners
+from procnet.bpf.core_hooks import COUNTING
 from procnet.model import FlowCount
 from tests.privileged.lab import DEVICE, TOP, Lab, Namespace, run
 from tests.privileged.reporting import (
@@ -260,6 +261,37 @@ while data := taker.recv(1 << 16):
     size += len(data)
 print(child, listener.getsockname()[1], size)
 """
+
+
+@pytest.mark.parametrize("number", [0, 1], ids=["sockops", "tracepoint"])
+def test_each_hook_alone_tells_of_the_end_of_a_connection(
+    loopback: Namespace, number: int
+) -> None:
+    """Of some connections only one of them is asked, and a kernel may pass over the other."""
+    counts = loopback.call(connect_and_close, number, 53)
+    size = sum(range(1, 54))
+    assert sum(count.payload_bytes for count in counts if count.sent) == size
+    assert sum(count.payload_bytes for count in counts if not count.sent) == size
+
+
+def connect_and_close(number: int, times: int) -> list[FlowCount]:
+    question = "end of a connection"
+    ((*hooks,),) = COUNTING[question]
+    COUNTING[question] = ((hooks[number],),)
+    netns = os.stat("/proc/self/ns/net").st_ino
+    with (
+        contextlib.closing(CoreOwners.open(netns=netns, counting=True)) as owners,
+        socket.create_server(("127.0.0.1", 0)) as listener,
+    ):
+        assert owners.counts is not None
+        for size in range(1, times + 1):
+            with socket.create_connection(listener.getsockname()) as sock:
+                taker, _ = listener.accept()
+                sock.sendall(bytes(size))
+            with taker:
+                while taker.recv(1 << 16):
+                    pass
+        return owners.counts.drain(surely=True)
 
 
 def test_a_socket_that_connects_again_is_two_flows(loopback: Namespace) -> None:
