@@ -48,7 +48,7 @@ CROWD_BYTES, CROWD_REMOTES = 2 << 20, 8192
 """There is room for four and for eight times as much."""
 _PAUSE_S = 0.05
 READ_SHARE = 0.05
-"""Reading takes at most this share of the time, however many sockets there are."""
+"""Reading takes at most this share of a processor's time, however many sockets there are."""
 
 # struct procnet_socket_news: whether sockets have moved something; how many remote ends there are
 # of those that have several; packets without one; what was sent and received by sockets of whose
@@ -145,7 +145,8 @@ class SocketCounts:
         """
         with self._lock:
             if not self._closed:
-                has_left, started_s = bool(self._left), time.monotonic()
+                # Of the processor: to wait for one on a busy machine costs nothing.
+                has_left, started_s = bool(self._left), time.thread_time()
                 self.holds_back = True
                 try:
                     self._read(surely=surely)
@@ -155,7 +156,7 @@ class SocketCounts:
                         raise
                 finally:
                     self._drained_s = time.monotonic()
-                    pause_s = (self._drained_s - started_s) * (1 / READ_SHARE - 1)
+                    pause_s = (time.thread_time() - started_s) * (1 / READ_SHARE - 1)
                     self._due_s = self._drained_s + max(DRAIN_EVERY_S, pause_s)
             left, self._left = self._left, []
             return left
