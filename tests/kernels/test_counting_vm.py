@@ -24,6 +24,7 @@ SUITE = {
 # Minutes, where each processor is emulated: one machine shows them.
 ONCE = {
     ELSEWHERE: 1,
+    f"{AT_SOCKETS}each_hook_alone_tells_of_the_end_of_a_connection": 2,
     f"{COMPARING}of_processes_alone_nothing_is_left[kernel]": 1,
     f"{AT_SOCKETS}every_short_lived_sender_is_named[tcp-200]": 1,
     f"{AT_SOCKETS}every_short_lived_sender_is_named[udp-200]": 1,
