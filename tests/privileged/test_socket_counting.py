@@ -264,9 +264,7 @@ print(child, listener.getsockname()[1], size)
 
 
 @pytest.mark.parametrize("number", [0, 1], ids=["sockops", "tracepoint"])
-def test_each_hook_alone_tells_of_the_end_of_a_connection(
-    loopback: Namespace, number: int
-) -> None:
+def test_each_hook_alone_tells_of_the_end_of_a_connection(loopback: Namespace, number: int) -> None:
     """Of some connections only one of them is asked, and a kernel may pass over the other."""
     counts = loopback.call(connect_and_close, number, 53)
     size = sum(range(1, 54))
