@@ -278,13 +278,12 @@ class CoreOwners(Telling):
                 held.callback(counts.close)
             return cls(loaded, sources, counts, host.proc_root, held.pop_all())
 
-    def _read_losses(self) -> tuple[int, int]:
-        events, processes = super()._read_losses()
+    def _read_events_lost(self) -> int:
         # Before 5.19 that takes CAP_BPF too, which the program may have given up since.
         with contextlib.suppress(LoadError):
             infos = map(self._bpf.program_info, self._may_be_passed_over)
             self._passed_over = sum(info.recursion_misses for info in infos)
-        return events + self._passed_over, processes
+        return super()._read_events_lost() + self._passed_over
 
     @property
     def hooks(self) -> tuple[str, ...]:

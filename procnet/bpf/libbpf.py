@@ -286,10 +286,12 @@ class BpfObject:
         """What the kernel knows of a program that is loaded; fields that it does not know are 0."""
         info = ProgramInfo()
         size = ctypes.c_uint32(ctypes.sizeof(info))
-        self._check(
-            f"ask about {name}", self._library.bpf_obj_get_info_by_fd,
-            self.program_descriptor(name), ctypes.byref(info), ctypes.byref(size),
-        )  # fmt: skip
+        # Asked ten times a second, and libbpf has nothing to say to it: nobody listens.
+        result = self._library.bpf_obj_get_info_by_fd(
+            self.program_descriptor(name), ctypes.byref(info), ctypes.byref(size)
+        )
+        if result < 0:
+            raise _refusal(f"ask about {name}", -result, [])
         return info
 
     def close(self) -> None:

@@ -106,29 +106,25 @@ class Telling:
     def events_lost(self) -> int:
         """Events that found the ring full, whose hook was passed over, or that could not be
         understood; only grows."""
-        return self._losses()[_EVENTS]
+        with self._lock:
+            return self._final_loss[_EVENTS] if self._final_loss else self._read_events_lost()
 
     def processes_lost(self) -> int:
         """Times that a process could not be described because the ring was full, or whose record
         could not be understood; only grows."""
-        return self._losses()[_PROCESSES]
-
-    def _losses(self) -> tuple[int, int]:
         with self._lock:
-            if self._final_loss is not None:
-                return self._final_loss
-            return self._read_losses()
+            return self._final_loss[_PROCESSES] if self._final_loss else self._read_processes_lost()
 
-    def _read_losses(self) -> tuple[int, int]:
-        return (
-            self._lost.read(_EVENTS) + self._unknown_events,
-            self._lost.read(_PROCESSES) + self._unknown_processes,
-        )
+    def _read_events_lost(self) -> int:
+        return self._lost.read(_EVENTS) + self._unknown_events
+
+    def _read_processes_lost(self) -> int:
+        return self._lost.read(_PROCESSES) + self._unknown_processes
 
     def close(self) -> None:
         """Detach and give everything back. May be called again."""
         with self._lock:
             if self._final_loss is not None:
                 return
-            self._final_loss = self._read_losses()
+            self._final_loss = self._read_events_lost(), self._read_processes_lost()
             self._held.close()
