@@ -235,7 +235,14 @@ def talk_to_many(number: int) -> tuple[list[FlowCount], int]:
 def test_what_leaves_after_its_process_is_its_own(loopback: Namespace) -> None:
     """A process that ends with a full queue: the kernel sends the rest."""
     argv = [sys.executable, "-c", LEAVES_A_QUEUE]
-    report, told = undisturbed(loopback, lambda: loopback.run(argv))
+    for _ in range(TRIES):
+        before = loopback.resent_segments()
+        report, told = undisturbed(loopback, lambda: loopback.run(argv))
+        # Nobody holds the socket who could be asked how many bytes were sent twice.
+        if loopback.resent_segments() == before:
+            break
+    else:
+        raise AssertionError(f"something was sent again {TRIES} times")
     pid, port, size = map(int, told.split())
     rows = flows(report, protocol="tcp", remote_port=port)
     assert (payload(rows)[0], owners(rows)) == (size, {pid})
