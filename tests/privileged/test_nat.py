@@ -181,7 +181,8 @@ def test_a_socket_of_the_host_with_that_port_gets_nothing_of_a_container(
         if "off" not in rung:
             assert owners(rows) == {client.pid}
             assert process_payload(report, own.pid) == (13 * 997, 0)
-        assert process_payload(report, own.pid)[0] in (0, 13 * 997)
+        # Looking may have seen it after its first packets, or not at all.
+        assert process_payload(report, own.pid)[0] in range(0, 13 * 997 + 1, 997)
 
 
 @pytest.mark.parametrize("rung", ENGINES)
