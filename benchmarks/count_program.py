@@ -19,6 +19,7 @@ import os
 import socket
 import sys
 import time
+from collections.abc import Callable
 from statistics import median
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
@@ -26,7 +27,7 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 from procnet.bpf import counts
 from procnet.bpf.libbpf import BpfObject
 from procnet.capture.engine import KernelSide
-from procnet.model import UDP, Counted
+from procnet.model import UDP, Counted, FlowCount
 from procnet.testing import frames
 
 HERE, THERE = "10.0.0.1", "10.0.0.2"
@@ -67,7 +68,10 @@ def time_program(repeat: int, rounds: int) -> None:
 def time_drain(flows: int, rounds: int) -> None:
     engine = counts.KernelCounts.open(entries=4 * flows)
     side = KernelSide(engine, 1)
-    took: dict[str, list[tuple[float, float]]] = {"new": [], "known": [], "known, read only": []}
+    drains: dict[str, Callable[[], Counted | list[FlowCount]]] = {
+        "new": side.drain, "known": side.drain, "known, read only": engine.drain,
+    }  # fmt: skip
+    took: dict[str, list[tuple[float, float]]] = {name: [] for name in drains}
     with socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0) as sender:
         sender.bind(("lo", 0))
         with socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(3)) as packets:
@@ -80,21 +84,14 @@ def time_drain(flows: int, rounds: int) -> None:
                     )
                     for flow in range(flows)
                 ]
-                for (name, found), drain in zip(
-                    took.items(), (side.drain, side.drain, engine.drain), strict=True
-                ):
+                for name, drain in drains.items():
                     for frame in sent:
                         sender.send(frame)
                     cpu_s, wall_s = time.thread_time(), time.monotonic()
                     drained = drain()
                     cpu_s, wall_s = time.thread_time() - cpu_s, time.monotonic() - wall_s
-                    entries = (
-                        sum(number for number, _ in drained.batches)
-                        if isinstance(drained, Counted)
-                        else len(drained)
-                    )
-                    assert entries >= 2 * flows, name
-                    found.append((cpu_s, wall_s))
+                    assert entries(drained) >= 2 * flows, name
+                    took[name].append((cpu_s, wall_s))
                     del drained
     engine.close()
     print(f"\n{'flows drained':24} {'CPU, ms':>16} {'median':>8} {'whole, ms':>12} {'median':>8}")
@@ -104,6 +101,12 @@ def time_drain(flows: int, rounds: int) -> None:
             f"{2 * flows:<7} {name:16} {min(cpu_ms):16.0f} {median(cpu_ms):8.0f}"
             f" {min(wall_ms):12.0f} {median(wall_ms):8.0f}"
         )
+
+
+def entries(drained: Counted | list[FlowCount]) -> int:
+    if isinstance(drained, Counted):
+        return sum(number for number, _ in drained.batches)
+    return len(drained)
 
 
 def main() -> None:

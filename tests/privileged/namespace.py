@@ -243,6 +243,13 @@ class Traffic:
             self.done = self._read_line("done")
         return self.done
 
+    def tapped_bytes(self) -> int:
+        """Payload that a tap must have seen of it: what TCP sent again is there twice."""
+        done = self.moved()
+        connections = (each["tcp"] for each in done["connections"] if "tcp" in each)
+        again = sum(told["retransmitted_bytes"] for told in connections)
+        return int(done["sent_payload_bytes"]) + again
+
     def finish(self) -> dict[str, Any]:
         """Lets it close and end, if it waits for that; the line of ``moved()``. It must succeed."""
         done = self.moved()

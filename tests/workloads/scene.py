@@ -19,6 +19,8 @@ import traceback
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
+from tests.workloads.traffic import tcp_info
+
 V4, V4_OTHER, V6, V6_OTHER = "127.0.0.1", "127.0.0.2", "::1", "fd00:203::7"
 DISCARD = 9
 """A port that nobody listens on."""
@@ -31,7 +33,6 @@ _WORD_BYTES = 4096
 _POLL_S, _PATIENCE_S = 0.005, 20.0
 _SO_RCVBUFFORCE = 33
 _CLONE_NEWNET = 0x40000000
-_TCP_INFO_RETRANSMITTED = 208  # tcpi_bytes_retrans, Linux 4.19
 
 Truth = list[dict[str, object]]
 Moved = dict[str, object]
@@ -258,8 +259,7 @@ def wait_until_all_has_left(sock: socket.socket) -> None:
 
 def with_repeated(sock: socket.socket, entry: Moved) -> Moved:
     """With what the kernel had to send again: it is on the wire twice."""
-    info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 256)
-    (again,) = struct.unpack_from("Q", info, _TCP_INFO_RETRANSMITTED)
+    again = tcp_info(sock)["retransmitted_bytes"]
     return {**entry, "again": again} if again else entry
 
 
