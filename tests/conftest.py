@@ -17,6 +17,7 @@ import functools
 import os
 import re
 import shutil
+import signal
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -29,6 +30,12 @@ pytest.register_assert_rewrite("tests.privileged", "tests.kernels", "tests.workl
 TESTS = Path(__file__).resolve().parent
 DIRECTORY_MARKS = {"privileged": "privileged", "kernels": "vm"}
 COMMANDS = {"ip": "iproute2", "nft": "nftables", "ethtool": "ethtool"}
+
+
+def pytest_configure() -> None:
+    # What a shell starts in the background ignores Ctrl-C, and so would all that tests start.
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -221,8 +221,8 @@ def test_ctrl_c_interrupts_a_capture_at_once(space: Space) -> None:
         try:
             assert process.stdout.readline() == "reading\n"
             process.send_signal(signal.SIGINT)
-            assert process.stdout.readline() == "interrupted\n"
-            assert process.wait(WAIT_S) == 0
+            assert process.communicate(timeout=WAIT_S)[0] == "interrupted\n"
+            assert process.returncode == 0
         finally:
             process.kill()
 
