@@ -149,12 +149,14 @@ def _decide(owners: OwnerTable, count: FlowCount, when: When) -> Verdict:
         return _best(claims)
     if not last_word:
         return SEEN
-    # Each raw socket of a protocol gets a copy (raw_v4_input, net/ipv4/raw.c): that one may have
-    # been there does not say who took it.
-    if not (count.sent or told or sure or key.local_port or key.remote_port):
+    # That one may have been there does not say who took it.
+    if _is_copied(count) and not told and not sure:
         return _ambiguous(claims)
-    if not _names(told) and any(owners.contested(r, count.last_ns) for r in ladder(key)):
-        return _ambiguous([claim for rung in ladder(key) for claim in owners.claims(rung)])
+    rungs = ladder(key)
+    if any(claim.takes for claim in claims) and _is_copied(count):
+        rungs = tuple(rung for rung in rungs if any(c in claims for c in owners.claims(rung)))
+    if not _names(told) and any(owners.contested(rung, count.last_ns) for rung in rungs):
+        return _ambiguous([claim for rung in rungs for claim in owners.claims(rung)])
     if any(count.first_ns > claim.sure_to_ns for claim in claims):
         claims += _of_the_same_sockets(owners, count, claims)
     return _best(claims)
@@ -163,6 +165,13 @@ def _decide(owners: OwnerTable, count: FlowCount, when: When) -> Verdict:
 def _names(told: list[Claim]) -> bool:
     """Is one of the events about this very remote end?"""
     return any(claim.has_remote for claim in told)
+
+
+def _is_copied(count: FlowCount) -> bool:
+    """Each raw socket of a protocol gets what comes in (raw_v4_input, net/ipv4/raw.c)."""
+    key = count.key
+    assert key is not None
+    return not (count.sent or key.local_port or key.remote_port)
 
 
 def _claims_of_sender(owners: OwnerTable, count: FlowCount) -> list[Claim]:
@@ -204,7 +213,9 @@ def _claims_of_taker(owners: OwnerTable, count: FlowCount) -> list[Claim]:
             return exact + _blind_takers(owners, count, exact)
         if not told and any(claim.surely_covers(count) for claim in found):
             break
-    return claims
+    # Who takes a copy is told: whoever was only seen there has left his where it was.
+    takers = [claim for claim in claims if claim.takes] if _is_copied(count) else []
+    return takers or claims
 
 
 def _blind_takers(owners: OwnerTable, count: FlowCount, exact: list[Claim]) -> list[Claim]:

@@ -8,8 +8,10 @@ from procnet.model import TCP, UDP, EventKind, Evidence, ProcessId, Reason, Sock
 from tests.unit.ledger.world import (
     ALICE,
     BOB,
+    CAROL,
     HERE,
     MS,
+    T0,
     World,
     connected,
     flow,
@@ -535,3 +537,56 @@ def test_a_raw_socket_that_may_have_been_there_does_not_say_who_took_the_packet(
     world.look(200, (raw, {ALICE}))
     world.settle(210, final=True)
     assert world.verdicts() == {ALICE: (1, 13), Reason.AMBIGUOUS: (1, 11)}
+
+
+def test_of_raw_sockets_those_that_took_a_copy_have_it() -> None:
+    """Whoever is between socket() and bind() when somebody looks is at every address."""
+    key = flow(253, 0, 0)
+    unbound = udp_socket(7003, port=0)._replace(protocol=253)
+    other = unbound._replace(inode=7007)
+    world = World()
+    world.look(0, (unbound, {BOB}))
+    world.look(100, (unbound, {BOB}), (other, {CAROL}))  # and so that address is contested
+    world.packets(150, key, sent=False, payload=11)
+    world.event(151, ALICE, EventKind.RECEIVE, flow(253, 0, 0, remote=""))
+    world.look(200, (unbound, {BOB}))
+    world.look(300, (unbound, {BOB}))
+    world.settle(310, final=True)
+    assert world.verdicts() == {ALICE: (1, 11)}
+
+
+def test_of_raw_sockets_that_took_a_copy_nobody_knows_who_is_meant() -> None:
+    key, here = flow(253, 0, 0), flow(253, 0, 0, remote="")
+    world = World()
+    world.look(0)
+    world.packets(50, key, sent=False, payload=11)
+    world.event(51, ALICE, EventKind.RECEIVE, here)
+    world.event(52, BOB, EventKind.RECEIVE, here._replace(local_address=bytes(4)), inode=7003)
+    world.settle(310, final=True)
+    assert world.verdicts() == {Reason.AMBIGUOUS: (1, 11)}
+
+
+def test_of_raw_sockets_that_took_turns_the_one_before_may_have_had_it() -> None:
+    key = flow(253, 0, 0)
+    here = udp_socket(7003, port=0, local="10.0.0.1")._replace(protocol=253)
+    world = World()
+    world.look(0)
+    world.look(100, (here, {BOB}))
+    world.packets(150, key, sent=False, payload=11)
+    world.event(160, ALICE, EventKind.RECEIVE, flow(253, 0, 0, remote=""))
+    world.look(200, (here._replace(inode=7007), {CAROL}))
+    world.settle(310, final=True)
+    assert world.verdicts() == {Reason.AMBIGUOUS: (1, 11)}
+
+
+def test_where_a_raw_socket_s_taker_may_not_have_been_told_nobody_is_named() -> None:
+    key = flow(253, 0, 0)
+    unbound = udp_socket(7003, port=0)._replace(protocol=253)
+    world = World()
+    world.look(0, (unbound, {BOB}))
+    world.packets(50, key, sent=False, payload=11)
+    world.event(51, ALICE, EventKind.RECEIVE, flow(253, 0, 0, remote=""))
+    world.ledger.owners.losses.add(T0 + 40 * MS, T0 + 60 * MS)
+    world.look(100, (unbound, {BOB}))
+    world.settle(310, final=True)
+    assert world.verdicts() == {Reason.AMBIGUOUS: (1, 11)}
