@@ -4,6 +4,9 @@ PROCNET_OWNERS
     core (when unset) or kprobe: who is asked.
 PROCNET_SCENARIOS
     names, if not all of them are to be played: for an emulated machine.
+PROCNET_SLOWLY
+    any number, another one for other pauses: the actors pause, as they do on a busy machine (not in
+    CI: it takes four minutes for each run).
 
 What procnet does by each rung and engine, and what others do, is told by ``make accuracy``.
 """

@@ -27,21 +27,23 @@ from tests.workloads.scene import (
 def pid_reused() -> Truth:
     """A process, and after its end another one with its pid, on the same port."""
     target = udp(V4)
+    there = target.getsockname()
     with udp(V4) as free:
         port = free.getsockname()[1]
 
     def send(number: int, size: int) -> Truth:
+        target.close()  # sharing.py says why
         with udp(V4, port) as sock:
             for _ in range(number):
-                sock.sendto(bytes(size), target.getsockname())
-            return [moved("udp", sock.getsockname(), target.getsockname(), number * size)]
+                sock.sendto(bytes(size), there)
+            return [moved("udp", sock.getsockname(), there, number * size)]
 
     first = Child(lambda: send(3, 281))
     truth = first.truth()
     time.sleep(0.03)  # start times are told in ticks of 10 ms
     truth += Child(lambda: send(5, 283), fork=lambda: forked_as(first.pid)).truth()
     received = sum(len(target.recv(65535)) for _ in range(8))
-    return [*truth, moved("udp", target.getsockname(), (V4, port), received=received)]
+    return [*truth, moved("udp", there, (V4, port), received=received)]
 
 
 def forked_as(pid: int) -> int:

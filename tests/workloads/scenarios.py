@@ -36,6 +36,7 @@ from tests.workloads import (
     processes,
     scene,
     sharing,
+    slowly,
     streams,
     writers,
 )
@@ -84,6 +85,8 @@ def played(scenario: Scenario) -> dict[str, object]:
 def main() -> None:
     scene.calls = ctypes.PyDLL(sys.argv[1])
     scene.world = scene.World(**json.loads(sys.argv[2]))
+    if os.environ.get("PROCNET_SLOWLY"):
+        slowly.begin(int(os.environ["PROCNET_SLOWLY"]))
     told = {}
     for name in sys.argv[3:]:
         child = Child(lambda name=name: [played(_ALL[name])])

@@ -109,6 +109,7 @@ def nothing_written() -> Truth:
         return [moved("tcp", here, there, size)]
 
     def fail() -> Truth:
+        accepted.close()
         size = 0
         for _ in range(67):
             with contextlib.suppress(BlockingIOError):
@@ -164,6 +165,7 @@ def lost(*writes: tuple[int, int]) -> Truth:
     reads_done, writes_done = os.pipe()
 
     def write(mine: int) -> Truth:
+        accepted.close()
         for writer, size in writes:
             if writer == mine:
                 os.read(turns[mine][0], 1)
@@ -203,6 +205,7 @@ def read_while_waiting() -> Truth:
     sock, accepted, here, there = slow_connection()
 
     def write() -> Truth:
+        accepted.close()
         sock.sendall(bytes(500_009))
         return [moved("tcp", here, there, 500_009)]
 
