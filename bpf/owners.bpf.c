@@ -57,6 +57,7 @@ struct procnet_open_socket {
 	struct procnet_tuple tuple;
 	__u64 inode;
 	__u64 start_ns; /* of the process that has it open */
+	__u64 born_ns;  /* as in an event */
 	__u32 tgid;
 	__u32 netns;
 	__u32 uid;   /* of the socket */
@@ -66,7 +67,7 @@ struct procnet_open_socket {
 	__u8 pad;
 };
 
-_Static_assert(sizeof(struct procnet_open_socket) == 72, "size of procnet_open_socket");
+_Static_assert(sizeof(struct procnet_open_socket) == 80, "size of procnet_open_socket");
 
 /* For user space to compare with its mirrors before it reads a record. */
 const struct {
@@ -84,7 +85,7 @@ const struct {
 /* The only network namespace that is told of, by its inode; 0 for all. User space may set it. */
 const volatile __u32 procnet_only_netns SEC(".rodata.netns") = 0;
 
-#define RING_BYTES (4 << 20) /* events of 120 bytes: 34,000 of them between two reads */
+#define RING_BYTES (4 << 20) /* events of 128 bytes: 32,000 of them between two reads */
 #define PROCESS_RING_BYTES (4 << 20) /* 1,600 of them */
 #define USERS 65536
 #define CLOSED 4096
@@ -100,12 +101,13 @@ const volatile __u32 procnet_only_netns SEC(".rodata.netns") = 0;
 #define MSG_PEEK 2
 #define MSG_ERRQUEUE 0x2000
 
-/* What we know of a datagram or raw socket. */
+/* What we know of a datagram or raw socket; of one that listens, since when. */
 struct procnet_socket {
 	__u64 inode; /* of its file; 0 where there was none yet */
 	__u64 id;    /* never used twice, unlike an inode or an address */
 	__u64 told;  /* digest of the user and the tuple that were told last; 0: nothing was */
 	__u64 user;  /* digest of the process that surely used it last */
+	__u64 born_ns; /* nothing came in before; 0: older than we are */
 	__u32 netns;
 	__u32 taker; /* the thread whose receive, still under way, knows its peer */
 	__u32 takes; /* receives under way that have something to tell */
@@ -452,6 +454,7 @@ static __always_inline __u64 digest(__u64 user, const struct procnet_tuple *tupl
 struct seen {
 	struct procnet_tuple tuple;
 	__u64 inode;
+	__u64 born_ns; /* who has looked into its storage says it */
 	__u32 netns;
 	__u16 type;
 	__u16 protocol;
@@ -622,6 +625,7 @@ static __always_inline void fill_event(struct procnet_owner_event *event, const 
 	event->start_ns = leader->start_boottime;
 	event->inode = seen->inode;
 	event->cgroup_id = task->cgroups->dfl_cgrp->kn->id;
+	event->born_ns = seen->born_ns;
 	event->tgid = task->tgid;
 	event->uid = task->cred->uid.val;
 	event->part_bytes = event->packet_bytes = 0;
@@ -854,6 +858,7 @@ static __always_inline void tell(void *sk, struct procnet_socket *socket, struct
 		bpf_get_socket_cookie(skb); /* gives it one, for note_closed() */
 	ACCESS_ONCE(last->is_shared) = true;
 	ACCESS_ONCE(last->user) = user;
+	seen->born_ns = socket->born_ns;
 	result = submit_datagram(seen, is_shared ? what | SHARED : what, last, passes);
 	if (result == NOT_TOLD) {
 		last->user = 0; /* it is told again at the next call */
@@ -1346,8 +1351,47 @@ int on_create(struct bpf_sock *ctx)
 		note(socket, &seen);
 		socket->user = current_user();
 		socket->is_noted = is_noting();
+		socket->born_ns = bpf_ktime_get_boot_ns();
 	}
 	return 1;
+}
+
+/*
+ * What came in before was refused, or another socket's. Of TCP it is asked who may listen, at a port
+ * of its own choice.
+ */
+static __always_inline int bind(struct bpf_sock_addr *ctx)
+{
+	struct procnet_socket *socket;
+	struct bpf_sock *sk = ctx->sk;
+	__u8 copy[COMMON_BYTES];
+	__u64 flags = 0;
+
+	if (!sk || sk->src_port)
+		return 1;
+	if (sk->type == SOCK_STREAM) {
+		/* The kernel's own struct sock, but no pointer into it is allowed. */
+		if (!ctx->user_port || bpf_probe_read_kernel(copy, COMMON_BYTES, sk) ||
+		    is_elsewhere(BPF_CORE_READ(COPIED(copy, skc_net, struct net *), ns.inum)))
+			return 1;
+		flags = BPF_SK_STORAGE_GET_F_CREATE;
+	}
+	socket = bpf_sk_storage_get(&sockets, sk, NULL, flags);
+	if (socket)
+		socket->born_ns = bpf_ktime_get_boot_ns();
+	return 1;
+}
+
+SEC("cgroup/bind4")
+int on_bind4(struct bpf_sock_addr *ctx)
+{
+	return bind(ctx);
+}
+
+SEC("cgroup/bind6")
+int on_bind6(struct bpf_sock_addr *ctx)
+{
+	return bind(ctx);
 }
 
 #define EXTENSIONS 6
@@ -2190,11 +2234,14 @@ int on_open_file(struct bpf_iter__task_file *ctx)
 		/* A listener has nothing to tell. */
 		if (seen.tuple.remote_port && !connection_of(sk))
 			note_older(sk);
+		socket = bpf_sk_storage_get(&sockets, sk, NULL, 0);
 	} else {
 		socket = bpf_sk_storage_get(&sockets, sk, NULL, BPF_SK_STORAGE_GET_F_CREATE);
 		if (socket && !socket->id)
 			note(socket, &seen);
 	}
+	if (socket)
+		row.born_ns = socket->born_ns;
 	row.tuple = seen.tuple;
 	row.state = BPF_CORE_READ(sk, __sk_common.skc_state);
 	/* Over, and in no table of the kernel's any more: another one may have its tuple. */

@@ -12,7 +12,7 @@
 #include <linux/types.h>
 #endif
 
-#define PROCNET_LAYOUT 4
+#define PROCNET_LAYOUT 5
 
 #define PROCNET_COMM_LEN 16 /* TASK_COMM_LEN */
 
@@ -65,6 +65,7 @@ struct procnet_owner_event {
 	__u64 start_ns;    /* start_boottime of the thread group leader */
 	__u64 inode;       /* of the socket file, 0 where there is none yet */
 	__u64 cgroup_id;   /* cgroup v2, of the actor */
+	__u64 born_ns;     /* before it nothing came in for the socket; 0: not known */
 	__u32 tgid;        /* in the initial pid namespace */
 	__u32 uid;         /* in the initial user namespace */
 	__u32 part_bytes;
@@ -103,12 +104,12 @@ struct procnet_process {
 		       "layout of procnet_owner_event." #member)
 
 _Static_assert(sizeof(struct procnet_tuple) == 40, "size of procnet_tuple");
-_Static_assert(sizeof(struct procnet_owner_event) == 112, "size of procnet_owner_event");
+_Static_assert(sizeof(struct procnet_owner_event) == 120, "size of procnet_owner_event");
 PROCNET_AT(layout, 0);
 PROCNET_AT(time_ns, 8);
-PROCNET_AT(tgid, 40);
-PROCNET_AT(tuple, 56);
-PROCNET_AT(comm, 96);
+PROCNET_AT(tgid, 48);
+PROCNET_AT(tuple, 64);
+PROCNET_AT(comm, 104);
 _Static_assert(sizeof(struct procnet_process) == 2608, "size of procnet_process");
 
 #endif

@@ -1,8 +1,7 @@
 """The values that cross rooms. Nothing else does.
 
 Units are in the names. Every ``*_ns`` is nanoseconds of the wall clock (since 1970), as libpcap
-stamps packets; the one exception is ``start_time_ns``, which is nanoseconds since boot, as the
-kernel identifies a process by.
+stamps packets; but ``start_time_ns`` is since boot, as the kernel identifies a process by.
 
 Addresses inside rooms are packed bytes, 4 or 16 long; an IPv4-mapped IPv6 address is stored as its
 IPv4 address. The rows of a report carry addresses as text.
@@ -13,6 +12,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import NamedTuple
 
 ICMP, TCP, UDP, ICMP6, SCTP, UDPLITE = 1, 6, 17, 58, 132, 136
@@ -220,8 +220,8 @@ class OwnerEvent(NamedTuple):
     ``kernel`` is true for a kernel thread, which has no process to name. ``sends`` and ``receives``
     say what of the socket the process has from here on; ``shared`` that bytes of others leave among
     its own, and nobody can tell which; but if there are ``packet_bytes``, ``part_bytes`` of so many
-    in the next packet are its own. ``left``: what had the port before has nothing more to send. A
-    close that is ``shared`` has packets that still have to leave.
+    in the next packet are its own. ``left``: what had the port before has no more to send. A close
+    that is ``shared`` still has packets to send. ``born_ns``: as in ``SocketScan``, 0 if not known.
     """
 
     time_ns: int
@@ -244,6 +244,7 @@ class OwnerEvent(NamedTuple):
     part_bytes: int = 0
     packet_bytes: int = 0
     left: bool = False
+    born_ns: int = 0
 
 
 class Socket(NamedTuple):
@@ -272,6 +273,7 @@ class SocketScan(NamedTuple):
 
     ``holders`` maps an inode to every process that has it open, if any has. ``vanished_processes``
     went away while they were read; ``denied_processes`` could not be read for want of privilege.
+    ``births``: of some inodes, since when what came in may have been for the socket.
     """
 
     started_ns: int
@@ -288,6 +290,7 @@ class SocketScan(NamedTuple):
     reached: frozenset[ProcessId] = frozenset()
     """Into these another process may have passed a socket, over a Unix socket."""
     evidence: Evidence = Evidence.SOCKET_SCAN
+    births: Mapping[int, int] = MappingProxyType({})
     malformed_rows: int = 0
     """Rows of the kernel's tables that could not be understood: a socket may be missing."""
 
@@ -326,11 +329,8 @@ class Traffic:
     payload_bytes: int = 0
 
     def __add__(self, other: Traffic) -> Traffic:
-        return Traffic(
-            self.packets + other.packets,
-            self.wire_bytes + other.wire_bytes,
-            self.payload_bytes + other.payload_bytes,
-        )
+        packets, wire_bytes = self.packets + other.packets, self.wire_bytes + other.wire_bytes
+        return Traffic(packets, wire_bytes, self.payload_bytes + other.payload_bytes)
 
 
 @dataclass(frozen=True, slots=True)

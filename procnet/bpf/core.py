@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from procnet import features
 from procnet.bpf import cgroup, layout, socket_counts
+from procnet.bpf.clocks import boot_to_wall_ns
 from procnet.bpf.core_hooks import COUNTING, INDISPENSABLE, Choice, Hook, choose, unvaried
 from procnet.bpf.core_host import (
     OBJECT,
@@ -341,7 +342,7 @@ class CoreOwners(Telling):
         with self._lock:
             closed = self._final_loss is not None
             rows = b"" if closed else b"".join(self._bpf.run_iterator(_ITERATOR))
-        return decode_snapshot(rows, started_ns, time.time_ns())
+        return decode_snapshot(rows, started_ns, time.time_ns(), boot_to_wall_ns())
 
 
 def _took_of_somebody(event: OwnerEvent) -> bool:

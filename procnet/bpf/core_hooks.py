@@ -41,6 +41,7 @@ INDISPENSABLE = ("socket", "connect", "send", "TCP send", "TCP receive", "close"
 # For each question the ways to answer it, the best first: one is used, with all of its hooks.
 QUESTIONS: dict[str, tuple[tuple[Hook, ...], ...]] = {
     "socket": ((_CREATE,),),
+    "birth": ((_cgroup("bind4"), _cgroup("bind6")),),
     "connect": ((_CONNECT,),),
     "send": ((_EGRESS,),),
     "TCP send": (

@@ -47,7 +47,7 @@ def decode_event(record: bytes, wall_offset_ns: int) -> OwnerEvent | None:
     Raises LayoutError for a record of another size or layout version than ours.
     """
     (
-        _, number, flags, netns, time_ns, start_ns, inode, cgroup_id, pid, uid, part_bytes,
+        _, number, flags, netns, time_ns, start_ns, inode, cgroup_id, born_ns, pid, uid, part_bytes,
         packet_bytes, local_address, remote_address, local_port, remote_port, protocol, comm,
     ) = layout.unpack(layout.OWNER_EVENT, record)  # fmt: skip
     kind = _KINDS.get(number)
@@ -62,6 +62,7 @@ def decode_event(record: bytes, wall_offset_ns: int) -> OwnerEvent | None:
         remote_address, remote_port, inode, _process(pid, start_ns), _name(comm), uid, cgroup_id,
         flags & layout.FLAG_KERNEL != 0, ways != layout.FLAG_RECEIVES, ways != layout.FLAG_SENDS,
         flags & layout.FLAG_SHARED != 0, part_bytes, packet_bytes, flags & layout.FLAG_LEFT != 0,
+        born_ns and born_ns + wall_offset_ns,
     ))  # fmt: skip
 
 

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from procnet.errors import LayoutError
 
-LAYOUT = 4
+LAYOUT = 5
 """PROCNET_LAYOUT."""
 
 FLAG_KERNEL = 1
@@ -26,7 +26,7 @@ _LAYOUT = struct.Struct("=H")
 REMEDY = "reinstall procnet, its C sources and its Python modules are not of one version"
 """Where records are not ours."""
 
-OWNER_EVENT = struct.Struct("=HBBIQQQQIIII16s16sHHB3x16s")
+OWNER_EVENT = struct.Struct("=HBBIQQQQQIIII16s16sHHB3x16s")
 NETNS_AT = slice(4, 8)
 """Where an event has its namespace."""
 
@@ -67,6 +67,7 @@ class RawEvent(NamedTuple):
     start_ns: int
     inode: int
     cgroup_id: int
+    born_ns: int
     tgid: int
     uid: int
     part_bytes: int

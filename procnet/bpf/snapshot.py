@@ -16,7 +16,7 @@ from procnet.model import (
     UnmappedAddresses,
 )
 
-OPEN_SOCKET = struct.Struct("=16s16sHHB3xQQIIIBBBx")
+OPEN_SOCKET = struct.Struct("=16s16sHHB3xQQQIIIBBBx")
 """struct procnet_open_socket in bpf/owners.bpf.c."""
 
 _SOCK_RAW = 3
@@ -25,8 +25,10 @@ _SOCK_RAW = 3
 _TCP_STATE_NAMES = (*STATE_NAMES[:7], "bound_inactive", *STATE_NAMES[8:])
 
 
-def decode_snapshot(rows: bytes, started_ns: int, ended_ns: int) -> SocketScan:
+def decode_snapshot(rows: bytes, started_ns: int, ended_ns: int, boot_ns: int) -> SocketScan:
     """One socket for each inode, and who has it open. As in /proc/net, none without an address.
+
+    ``boot_ns``: the wall-clock time of the boot.
 
     Raises LayoutError for rows of another size than ours.
     """
@@ -39,12 +41,13 @@ def decode_snapshot(rows: bytes, started_ns: int, ended_ns: int) -> SocketScan:
     sockets: list[Socket] = []
     holders: dict[int, frozenset[ProcessId]] = {}
     shared: dict[int, set[ProcessId]] = {}
+    births: dict[int, int] = {}
     # The rows come process by process: one set for all the sockets of each.
     last_pid = last_start_ns = -1
     alone = frozenset[ProcessId]()
     for (
-        local, remote, local_port, remote_port, protocol, inode, start_ns, pid, netns, uid,
-        family, state, kind,
+        local, remote, local_port, remote_port, protocol, inode, start_ns, born_ns, pid, netns,
+        uid, family, state, kind,
     ) in OPEN_SOCKET.iter_unpack(rows):  # fmt: skip
         if not local_port and kind != _SOCK_RAW:
             continue
@@ -54,6 +57,8 @@ def decode_snapshot(rows: bytes, started_ns: int, ended_ns: int) -> SocketScan:
         first = holders.get(inode)
         if first is None:
             holders[inode] = alone
+            if born_ns:
+                births[inode] = boot_ns + born_ns
             names = _TCP_STATE_NAMES if protocol == TCP else STATE_NAMES
             sockets.append(
                 Socket(
@@ -72,4 +77,5 @@ def decode_snapshot(rows: bytes, started_ns: int, ended_ns: int) -> SocketScan:
         vanished_processes=0,
         denied_processes=0,
         evidence=Evidence.KERNEL_SNAPSHOT,
+        births=births,
     )

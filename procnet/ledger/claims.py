@@ -73,6 +73,7 @@ class Claim:
     __slots__ = (
         "begin_ns",
         "blind",
+        "born_ns",
         "connects",
         "end_ns",
         "evidence",
@@ -106,6 +107,7 @@ class Claim:
         has_remote: bool = False,
         sends: bool = True,
         receives: bool = True,
+        born_ns: int = ALWAYS_NS,
     ) -> None:
         self.has_remote = has_remote
         # Which packets it is about: of a connection, the two directions may have a user each.
@@ -123,6 +125,8 @@ class Claim:
         self.sure_from_ns = sure_from_ns
         self.sure_to_ns = sure_to_ns
         self.end_ns = FOREVER_NS
+        # What came in before was not for the socket, if that is known.
+        self.born_ns = born_ns
         # A socket of the kernel itself: there is nobody to name.
         self.kernel = False
         # Frames without a socket of that five-tuple: nothing is received by it.
@@ -228,6 +232,7 @@ class Claim:
     def shift(self, step_ns: int) -> None:
         """The wall clock was set by so much."""
         self.begin_ns = shifted(self.begin_ns, step_ns)
+        self.born_ns = shifted(self.born_ns, step_ns)
         self.end_ns = shifted(self.end_ns, step_ns)
         self.sure_from_ns = shifted(self.sure_from_ns, step_ns)
         self.sure_to_ns = shifted(self.sure_to_ns, step_ns)
@@ -238,6 +243,10 @@ class Claim:
             self.begin_ns <= count.last_ns + CLOCK_SLACK_NS
             and self.end_ns + grace >= count.first_ns - CLOCK_SLACK_NS
         )
+
+    def is_younger(self, count: FlowCount) -> bool:
+        """Was the socket not there yet when the run that came in began?"""
+        return not count.sent and self.born_ns > count.first_ns + CLOCK_SLACK_NS
 
     def may_take(self, count: FlowCount) -> bool:
         """The same of a run that came in."""
@@ -274,6 +283,7 @@ def told(event: OwnerEvent, begin_ns: int, *, has_remote: bool) -> Claim:
         sure_from_ns=event.time_ns,
         sure_to_ns=FOREVER_NS,
         has_remote=has_remote,
+        born_ns=event.born_ns or ALWAYS_NS,
     )
     claim.kernel = event.kernel
     claim.presumed = event.kind is EventKind.ACCEPT

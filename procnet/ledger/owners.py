@@ -190,8 +190,7 @@ class OwnerTable:
                 begin_ns = min(begin_ns, claim.begin_ns)
                 holders |= NOBODY if takes else claim.users
                 self._drop(key, claim)
-        begin_ns = max(begin_ns, self._floor_ns(key, event))
-        claim = self._add_event_claim(key, event, begin_ns)
+        claim = self._add_event_claim(key, event, max(begin_ns, self._floor_ns(key, event)))
         claim.users |= holders
         claim.takes, claim.blind = takes, blind
 
@@ -199,7 +198,8 @@ class OwnerTable:
         """Before it, the socket was not there: the look before it was first heard of."""
         if key.protocol == TCP:
             return ALWAYS_NS
-        return self._births.of(event.inode, min(event.time_ns, self._previous_look_ns))
+        unseen_ns = event.born_ns or min(event.time_ns, self._previous_look_ns)
+        return max(event.born_ns, self._births.of(event.inode, unseen_ns))
 
     def _add_event_claim(self, key: FlowKey, event: OwnerEvent, begin_ns: int) -> Claim:
         claim = told(event, begin_ns, has_remote=bool(key.remote_address))
@@ -314,14 +314,15 @@ class OwnerTable:
                 sends, receives = sends and not known.sends, receives and not known.receives
         if not sends and not receives:
             return None
-        begin_ns = self._previous_look_ns
+        born_ns = scan.births.get(inode, ALWAYS_NS)
+        begin_ns = max(self._previous_look_ns, self._births.of(inode, born_ns), born_ns)
         if len(holders) == 1:
             (holder,) = holders
-            born_ns = self.boot_ns + holder.start_time_ns
-            if born_ns > begin_ns:
+            began_ns = self.boot_ns + holder.start_time_ns
+            if began_ns > begin_ns:
                 # Somebody who is gone may have had the socket before its holder was born.
-                table.doubt(key, inode, begin_ns, born_ns)
-                begin_ns = born_ns
+                table.doubt(key, inode, begin_ns, began_ns)
+                begin_ns = began_ns
         if any(
             other.inode != inode and other.users and other.end_ns > self._previous_look_ns
             for other in claims
@@ -331,7 +332,7 @@ class OwnerTable:
         claim = Claim(
             holders, evidence, inode,
             begin_ns=begin_ns, sure_from_ns=scan.ended_ns, sure_to_ns=scan.ended_ns,
-            has_remote=bool(key.remote_address), sends=sends, receives=receives,
+            has_remote=bool(key.remote_address), sends=sends, receives=receives, born_ns=born_ns,
         )  # fmt: skip
         claims.append(claim)
         self._remember(key, claim)
@@ -346,8 +347,7 @@ class OwnerTable:
         self.losses.shift(step_ns)
         self.leftovers.shift(step_ns)
         self._births.shift(step_ns)
-        for key, until_ns in self._contested.items():
-            self._contested[key] = shifted(until_ns, step_ns)
+        self._contested = {key: shifted(at_ns, step_ns) for key, at_ns in self._contested.items()}
         for table in (self._claims, self._listeners):
             for claims in table.values():
                 for claim in claims:

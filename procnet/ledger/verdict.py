@@ -159,6 +159,8 @@ def _decide(owners: OwnerTable, count: FlowCount, when: When) -> Verdict:
         return _ambiguous([claim for rung in rungs for claim in owners.claims(rung)])
     if any(count.first_ns > claim.sure_to_ns for claim in claims):
         claims += _of_the_same_sockets(owners, count, claims)
+    if all(claim.is_younger(count) for claim in claims):
+        return _ambiguous(claims)
     return _best(claims)
 
 

@@ -54,6 +54,7 @@ _KEY = struct.Struct("=16s16sHHB?6xI")
 _SUMS = struct.Struct("=5QB7x")
 _OVERFLOW_KEY = struct.Struct("=II")
 _CPUS = 2
+_BOOT_NS = 10**18
 
 
 def check(data: bytes) -> None:
@@ -113,6 +114,7 @@ def _check_events(data: bytes) -> None:
     for event, each in zip(told, known, strict=True):
         assert event.process == _process(each.tgid, each.start_ns)
         assert (event.netns, event.local_port) == (each.netns, each.local_port)
+        assert bool(event.born_ns) is bool(each.born_ns)
         assert event.local_address in each.local_address
         assert event.remote_address in each.remote_address
         event.name.encode()
@@ -120,8 +122,8 @@ def _check_events(data: bytes) -> None:
         assert use_as_text(socket_use(event, person)).isprintable()
     for netns in {each.netns for each in raw}:
         alone, _ = decode_events(records, netns)
-        assert [each._replace(time_ns=0) for each in alone] == [
-            each._replace(time_ns=0) for each in events if each.netns == netns
+        assert [each._replace(time_ns=0, born_ns=0) for each in alone] == [
+            each._replace(time_ns=0, born_ns=0) for each in events if each.netns == netns
         ]
 
 
@@ -160,16 +162,20 @@ def _check_processes(data: bytes) -> None:
 
 def _check_rows(data: bytes) -> None:
     try:
-        scan = decode_snapshot(data, 0, 1)
+        scan = decode_snapshot(data, 0, 1, _BOOT_NS)
     except ProcnetError:
         assert len(data) % OPEN_SOCKET.size
         return
     holders: dict[int, set[ProcessId]] = {}
+    births: dict[int, int] = {}
     for row in OPEN_SOCKET.iter_unpack(data):
-        local_port, inode, start_ns, pid, kind = row[2], row[5], row[6], row[7], row[12]
+        local_port, inode, start_ns, born_ns, pid, kind = row[2], *row[5:9], row[13]
         if local_port or kind == 3:
+            if born_ns and inode not in holders:
+                births[inode] = _BOOT_NS + born_ns
             holders.setdefault(inode, set()).add(_process(pid, start_ns))
     assert scan.holders == holders
+    assert scan.births == births
     assert [each.inode for each in scan.sockets] == list(holders)
     for each in scan.sockets:
         assert each.local_address in data and len(each.local_address) in (4, 16)
@@ -245,7 +251,7 @@ def _process(pid: int, start_ns: int) -> ProcessId:
 def seeds() -> Iterator[bytes]:
     four = bytes(10) + b"\xff\xff\x7f\0\0\1"
     event = layout.OWNER_EVENT.pack(
-        layout.LAYOUT, 1, 0, 7, 1000, 20_000_000, 5, 6, 41, 41, 0, 0, four, four, 80, 4000, 6,
+        layout.LAYOUT, 1, 0, 7, 1000, 20_000_000, 5, 6, 900, 41, 41, 0, 0, four, four, 80, 4000, 6,
         b"caf\xff\x1b[2J",
     )  # fmt: skip
     closes = event[:2] + b"\2\2" + event[4:]
@@ -260,10 +266,10 @@ def seeds() -> Iterator[bytes]:
     yield b"\2" + join([process, process[:8] + bytes(8) + process[16:]])
     rows = [
         OPEN_SOCKET.pack(
-            four, bytes(16), port, 0, protocol, inode, 20_000_000, pid, 7, 0, 4, 10, kind
+            four, bytes(16), port, 0, protocol, inode, 20_000_007, born_ns, pid, 7, 0, 4, 10, kind
         )
-        for port, protocol, inode, pid, kind in (
-            (80, 6, 5, 41, 1), (80, 6, 5, 42, 1), (0, 255, 6, 42, 3), (0, 17, 7, 42, 2),
+        for port, protocol, inode, born_ns, pid, kind in (
+            (80, 6, 5, 0, 41, 1), (80, 6, 5, 0, 42, 1), (0, 255, 6, 9, 42, 3), (0, 17, 7, 9, 42, 2),
         )
     ]  # fmt: skip
     yield b"\3" + b"".join(rows)

@@ -46,7 +46,7 @@ PLAYED = [name for name in ALL if name not in _LEFT_OUT]
 SHARED = list(scenarios.scenarios("", *sharing.KINDS))
 CORE = {
     **FACTS,
-    "tests/privileged/owners/test_core.py": 13,
+    "tests/privileged/owners/test_core.py": 14,
     f"{ACCURACY}::test_every_byte_is_counted_and_has_its_process": len(PLAYED),
     f"{ACCURACY}::test_nobody_is_named_who_did_not_say_so": 1,
     f"{ACCURACY}::test_a_pid_that_is_used_again_is_two_processes": 1,

@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -106,6 +107,39 @@ def test_a_snapshot_is_what_proc_shows(owners: CoreOwners, inside: Namespace) ->
         os.write(ending, b".")
         child.result()
         close(client, accepted, listener, bound, unbound, connected, raw)
+
+
+def test_events_and_looks_say_since_when_there_is_a_socket(inside: Namespace) -> None:
+    older = udp(bound="127.0.0.1")
+    owners = CoreOwners.open(netns=inside.inode)
+    sender, receiver, listener = udp(), udp(), socket.socket()
+    raw = socket.socket(INET, socket.SOCK_RAW, 253)
+    slack_ns = 1_000_000  # of the clocks
+    try:
+        made_ns = time.time_ns() + slack_ns
+        time.sleep(0.02)
+        from_ns = time.time_ns() - slack_ns
+        receiver.bind(("127.0.0.1", 0))
+        listener.bind(("127.0.0.1", 5009))
+        until_ns = time.time_ns() + slack_ns
+        time.sleep(0.02)
+        with pytest.raises(OSError, match="Invalid argument"):
+            receiver.bind(("127.0.0.1", 0))
+        for target in (older, receiver):
+            sender.sendto(b"x", target.getsockname())
+            target.recvfrom(1)
+        listener.listen()
+        born_ns = {each.inode: each.born_ns for each in owners.read() if each.kind is RECEIVE}
+        assert born_ns[inode(older)] == 0
+        assert from_ns < born_ns[inode(receiver)] < until_ns
+        births = owners.snapshot().births
+        assert inode(older) not in births
+        assert births[inode(raw)] < made_ns
+        for sock in (receiver, listener):
+            assert from_ns < births[inode(sock)] < until_ns
+    finally:
+        owners.close()
+        close(older, sender, receiver, listener, raw)
 
 
 def test_a_full_ring_is_counted(inside: Namespace) -> None:

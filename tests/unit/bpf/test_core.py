@@ -443,14 +443,15 @@ def test_permission_is_told_from_the_rest() -> None:
 def row(**changes: object) -> bytes:
     values: dict[str, object] = {
         "local": bytes(10) + b"\xff\xff\x7f\0\0\1", "remote": bytes(16), "local_port": 53,
-        "remote_port": 0, "protocol": UDP, "inode": 7, "start_ns": 12_345_678_901, "pid": 3,
-        "netns": 11, "uid": 5, "family": 4, "state": 7, "type": 2, **changes,
+        "remote_port": 0, "protocol": UDP, "inode": 7, "start_ns": 12_345_678_901,
+        "born_ns": 0, "pid": 3, "netns": 11, "uid": 5, "family": 4, "state": 7, "type": 2,
+        **changes,
     }  # fmt: skip
     return OPEN_SOCKET.pack(*values.values())
 
 
 def test_a_snapshot_has_each_socket_once_with_all_who_have_it() -> None:
-    scan = decode_snapshot(row() + row(pid=4, start_ns=1) + row(inode=8, netns=12), 99, 101)
+    scan = decode_snapshot(row() + row(pid=4, start_ns=1) + row(inode=8, netns=12), 99, 101, 0)
     assert [socket.inode for socket in scan.sockets] == [7, 8]
     assert scan.sockets[0][:6] == (11, UDP, 4, b"\x7f\0\0\1", 53, bytes(16))
     assert scan.sockets[0][6:] == (0, "unconnected", 7, 5, 0)
@@ -462,14 +463,19 @@ def test_a_snapshot_has_each_socket_once_with_all_who_have_it() -> None:
 
 def test_a_snapshot_shows_a_holder_once_however_often_it_has_the_socket_open() -> None:
     again = row(state=1)  # it changed while the descriptors were read
-    scan = decode_snapshot(row() + again + row(pid=4) + row(pid=4) + row(), 0, 0)
+    scan = decode_snapshot(row() + again + row(pid=4) + row(pid=4) + row(), 0, 0, 0)
     assert [socket.state for socket in scan.sockets] == ["unconnected"]
     assert sorted(process.pid for process in scan.holders[7]) == [3, 4]
 
 
+def test_a_snapshot_says_since_when_there_is_a_socket() -> None:
+    rows = row(born_ns=11) + row(pid=4, born_ns=11) + row(inode=8) + row(inode=9, local_port=0)
+    assert decode_snapshot(rows, 0, 0, 10**18).births == {7: 10**18 + 11}
+
+
 def test_a_snapshot_leaves_out_what_has_no_address() -> None:
     rows = row(local_port=0) + row(local_port=0, inode=9, type=3, protocol=253)
-    assert [socket.inode for socket in decode_snapshot(rows, 0, 0).sockets] == [9]
+    assert [socket.inode for socket in decode_snapshot(rows, 0, 0, 0).sockets] == [9]
 
 
 # -- the object -------------------------------------------------------------------------------

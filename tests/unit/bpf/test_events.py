@@ -13,7 +13,7 @@ V6 = bytes.fromhex("20010db8000000000000000000000001")
 
 RAW = layout.RawEvent(
     layout=layout.LAYOUT, kind=3, flags=0, netns=4026531840, time_ns=1_000_000_007,
-    start_ns=123_456_789, inode=4711, cgroup_id=97, tgid=1009, uid=1000,
+    start_ns=123_456_789, inode=4711, cgroup_id=97, born_ns=1_000_000_003, tgid=1009, uid=1000,
     part_bytes=11, packet_bytes=13,
     local_address=MAPPED + b"\x7f\0\0\x01", remote_address=V6, local_port=40_009,
     remote_port=443, protocol=TCP, comm=b"curl\0an old name",
@@ -29,8 +29,13 @@ def test_a_record_becomes_an_event() -> None:
         time_ns=10**18 + 1_000_000_007, kind=EventKind.SEND, netns=4026531840, protocol=TCP,
         local_address=b"\x7f\0\0\x01", local_port=40_009, remote_address=V6, remote_port=443,
         inode=4711, process=ProcessId(1009, 120_000_000), name="curl", uid=1000, cgroup_id=97,
-        kernel=False, part_bytes=11, packet_bytes=13,
+        kernel=False, part_bytes=11, packet_bytes=13, born_ns=10**18 + 1_000_000_003,
     )  # fmt: skip
+
+
+def test_where_it_is_not_known_since_when_there_is_a_socket_nothing_is_said() -> None:
+    event = decode_event(record(born_ns=0), 10**18)
+    assert event is not None and event.born_ns == 0
 
 
 @pytest.mark.parametrize("kind", EventKind)

@@ -200,7 +200,7 @@ def test_every_program_is_in_the_source() -> None:
         programs
     )
     assert text.count("(struct pt_regs *ctx") == len(programs)
-    assert layout.LAYOUT == 4
+    assert layout.LAYOUT == 5
 
 
 def test_an_attempt_takes_what_bcc_raises_and_nothing_else() -> None:

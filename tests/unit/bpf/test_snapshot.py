@@ -17,13 +17,13 @@ def row(
     pid: int, inode: int, *, port: int = 80, start_ns: int = CLOCK_TICK_NS + 7, kind: int = STREAM,
 ) -> bytes:  # fmt: skip
     return OPEN_SOCKET.pack(
-        MAPPED, bytes(16), port, 0, TCP, inode, start_ns, pid, 1, 1000, 4, LISTEN, kind
+        MAPPED, bytes(16), port, 0, TCP, inode, start_ns, 0, pid, 1, 1000, 4, LISTEN, kind
     )
 
 
 def test_a_socket_is_told_once_with_every_holder() -> None:
     rows = row(41, 5) + row(41, 7) + row(42, 5) + row(42, 5)
-    scan = decode_snapshot(rows, 3, 4)
+    scan = decode_snapshot(rows, 3, 4, 0)
     one, other = ProcessId(41, CLOCK_TICK_NS), ProcessId(42, CLOCK_TICK_NS)
     assert scan.holders == {5: {one, other}, 7: {one}}
     assert [(each.inode, each.local_address, each.state) for each in scan.sockets] == [
@@ -35,14 +35,14 @@ def test_a_socket_is_told_once_with_every_holder() -> None:
 
 def test_a_socket_without_an_address_is_none_unless_it_is_raw() -> None:
     rows = row(41, 5, port=0) + row(41, 7, port=0, kind=RAW)
-    assert decode_snapshot(rows, 0, 0).holders.keys() == {7}
+    assert decode_snapshot(rows, 0, 0, 0).holders.keys() == {7}
 
 
 def test_a_first_row_of_zeros_has_its_holder() -> None:
-    scan = decode_snapshot(row(0, 5, start_ns=0), 0, 0)
+    scan = decode_snapshot(row(0, 5, start_ns=0), 0, 0, 0)
     assert scan.holders == {5: {ProcessId(0, 0)}}
 
 
 def test_rows_of_another_size_are_refused() -> None:
-    with pytest.raises(LayoutError, match=r"71 bytes.*reinstall"):
-        decode_snapshot(row(41, 5)[:-1], 0, 0)
+    with pytest.raises(LayoutError, match=r"79 bytes.*reinstall"):
+        decode_snapshot(row(41, 5)[:-1], 0, 0, 0)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import socket
+from collections.abc import Mapping
+from types import MappingProxyType
 
 from procnet.ledger.ledger import Ledger
 from procnet.model import (
@@ -85,6 +87,7 @@ class World:
         shared: bool = False,
         part: tuple[int, int] = (0, 0),
         left: bool = False,
+        born_ms: float | None = None,
     ) -> None:
         key = flow() if key is None else key
         self.ledger.observe(
@@ -110,6 +113,7 @@ class World:
                     part_bytes=part[0],
                     packet_bytes=part[1],
                     left=left,
+                    born_ns=0 if born_ms is None else T0 + int(born_ms * MS),
                 )
             ]
         )
@@ -122,6 +126,7 @@ class World:
         left_behind: frozenset[int] = frozenset(),
         reached: frozenset[ProcessId] = frozenset(),
         evidence: Evidence = Evidence.SOCKET_SCAN,
+        births_ms: Mapping[int, float] = MappingProxyType({}),
     ) -> set[ProcessId]:
         scan = SocketScan(
             T0 + int(at_ms * MS),
@@ -134,6 +139,7 @@ class World:
             left_behind,
             reached,
             evidence,
+            {inode: T0 + int(at_ms * MS) for inode, at_ms in births_ms.items()},
         )
         return self.ledger.look(scan)
 
