@@ -148,8 +148,15 @@ class HolderMap:
         newcomers = self._read((pid for pid, _ in new), wanted)[0]
         self._newly_reached = self._unix_sockets.reached(newcomers)
         found = {inode: self._holders[inode] for inode in wanted & self._holders.keys()}
+        fresh = wanted & newcomers.keys() - found.keys()
+        elders = self._elders({holder for inode in fresh for holder in newcomers[inode]})
+        if elders is None:
+            return None
+        older = self._read(elders, wanted)[0] if elders else {}
         for inode in wanted & newcomers.keys():
             found[inode] = found.get(inode, _NOBODY) | newcomers[inode]
+            if inode in fresh:
+                found[inode] |= older.get(inode, _NOBODY)
         if not wanted - found.keys() <= self._ownerless:
             return None
         # By id: one of the few sets that 20 000 sockets share is looked at once.
@@ -161,6 +168,23 @@ class HolderMap:
         living = {inode: holders - ended for inode, holders in found.items()}
         # A socket outlived all its holders: somebody else must have it.
         return living if all(living.values()) else None
+
+    def _elders(self, newcomers: Set[ProcessId]) -> set[str] | None:
+        """From the parent of each to the first that was there at the walk: a socket that is as new
+        as they are may be older than their forks. None if one of those is gone, or may be."""
+        parents = {process.pid: parent_pid for process, parent_pid in self._parents.items()}
+        walked = {pid for pid, _ in self._walked}
+        found: set[str] = set()
+        for process in newcomers:
+            pid = str(process.pid)
+            while pid not in found | walked:
+                parent_pid = parents.get(int(pid), _INIT)
+                if parent_pid == _INIT:
+                    return None
+                found.add(pid)
+                pid = str(parent_pid)
+            found.add(pid)
+        return found
 
     def _walk(self, wanted: set[int]) -> None:
         self.walks += 1

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -10,6 +12,19 @@ from collections.abc import Iterator
 import pytest
 
 from procnet.sockets.holders import HolderMap
+
+# Opens a socket, and forks; the last child says the inode and its pid.
+OPENER = """
+import os, socket, sys, time
+depth = int(sys.stdin.readline())
+held = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+for _ in range(depth):
+    if os.fork():
+        break
+else:
+    print(os.fstat(held.fileno()).st_ino, os.getpid(), flush=True)
+time.sleep(60)
+"""
 
 # Holds a UDP socket; says its inode, and then does what it is told, word by word.
 HOLDER = """
@@ -102,3 +117,23 @@ def test_of_who_has_ended_nothing_is_told(holder: Holder) -> None:
     holder.close()
     holder.inodes = []
     assert not holder.look()
+
+
+@pytest.mark.parametrize("depth", [1, 2])
+def test_a_new_socket_of_a_new_process_may_be_its_parents_too(depth: int) -> None:
+    looks = HolderMap(max_age_s=3600)
+    with subprocess.Popen(
+        [sys.executable, "-S", "-E", "-c", OPENER],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True,
+    ) as opener:  # fmt: skip
+        try:
+            looks.of([])
+            opener.stdin.write(f"{depth}\n")
+            opener.stdin.flush()
+            inode, child_pid = map(int, opener.stdout.readline().split())
+            (holders,) = looks.of([inode]).values()
+            assert {opener.pid, child_pid} <= {process.pid for process in holders}
+            assert len(holders) == 1 + depth
+            assert looks.walks == 1
+        finally:
+            os.killpg(opener.pid, signal.SIGKILL)

@@ -204,11 +204,30 @@ def test_a_process_that_began_since_the_walk_is_read_at_each_look(
     tree.add_socket("tcp", inode=501)
     scanner = SocketScanner(tree.root, clock=clock)
     scanner.scan()
-    tree.add_process(29, fds=[501, 502])  # as a fork does, which shows no new socket
+    tree.add_process(29, fds=[501, 502], parent_pid=23)  # as a fork does: no new socket
     tree.add_socket("tcp", inode=502)
     scan = scanner.scan()
     assert (pids(scan, 501), pids(scan, 502)) == ({23, 29}, {29})
     assert scanner.fd_walks == 1
+
+
+def test_a_socket_that_is_as_new_as_its_holder_may_have_come_from_an_older_process(
+    tree: ProcTree, clock: Clock
+) -> None:
+    tree.add_process(23)
+    scanner = SocketScanner(tree.root, clock=clock)
+    scanner.scan()
+    tree.open_socket(23, 501, 3)
+    tree.add_process(29, parent_pid=23)
+    tree.add_process(31, parent_pid=29, fds=[501])
+    tree.add_socket("tcp", inode=501)
+    assert pids(scanner.scan(), 501) == {23, 31}
+    assert scanner.fd_walks == 1
+    tree.open_socket(23, 502, 4)
+    tree.add_process(37, fds=[502])  # whose parent has ended
+    tree.add_socket("tcp", inode=502)
+    assert pids(scanner.scan(), 502) == {23, 37}
+    assert scanner.fd_walks == 2
 
 
 def test_descriptors_that_were_closed_since_they_were_listed_hide_no_other(
