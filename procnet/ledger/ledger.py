@@ -263,8 +263,8 @@ class Ledger:
         if not count.sent:
             return True
         # What a flood of SYNs is answered need not wait: nobody accepts that.
-        accepted = key.protocol != TCP or self.owners.claims(key)
-        return not accepted and len(self._seen) < MAX_UNACCEPTED
+        used = key.protocol != TCP or not all(c.presumed for c in self.owners.claims(key))
+        return not used and len(self._seen) < MAX_UNACCEPTED
 
     def _make_room(self) -> bool:
         """Books what is too much as ``EVICTED``: to guess before two looks may name a stranger.

@@ -253,15 +253,15 @@ def _of_connection(owners: OwnerTable, count: FlowCount, when: When) -> Verdict:
         claims = [claim for claim in claims if claim.touches(*generation, slack_ns=0)] or claims
     current = [claim for claim in claims if claim.may_cover(count, 0)]
     sure = [claim for claim in current if claim.surely_covers(count)]
+    taken = not count.sent and count.payload_bytes > 0
+    # What lies in the socket is for whoever uses it next, and that is told later.
+    if taken and not late and any(claim.untaken for claim in current):
+        return SEEN
     if sure:
         if not last_word and any(claim.presumed for claim in sure):
             return SEEN
-        if not count.sent and count.payload_bytes > 0:
-            # What lies in the socket is for whoever uses it next, and that is told later.
-            if not late and any(claim.untaken for claim in sure):
-                return SEEN
-            if any(claim.evidence is Evidence.KERNEL_EVENT for claim in current):
-                return _best(current) if looked or last_word else SEEN
+        if taken and any(claim.evidence is Evidence.KERNEL_EVENT for claim in current):
+            return _best(current) if looked or last_word else SEEN
         surest = current if len(current) == 1 else _surest(sure, current, count)
         verdict, parts = _best(surest), _parts(surest, count)
         return verdict._replace(parts=parts) if parts else verdict

@@ -241,6 +241,36 @@ def test_what_came_after_accept_waits_for_the_first_user() -> None:
     assert world.verdicts() == {BOB: (1, 499)}
 
 
+def test_so_does_a_run_that_began_before_the_accept() -> None:
+    world = World()
+    world.packets(0, SERVER, sent=False, number=3, payload=499, until_ms=10, opens=True)
+    world.event(20, ALICE, EventKind.ACCEPT, SERVER, inode=9001)
+    for at_ms in (100, 200, 300):
+        world.look(at_ms, (connected(SERVER, 9001), {ALICE}))
+        world.settle(at_ms + 10)
+    assert world.verdicts() == {Reason.PENDING: (3, 499)}
+    world.event(320, BOB, EventKind.RECEIVE, SERVER, inode=9001)
+    world.settle(330, final=True)
+    assert world.verdicts() == {BOB: (3, 499)}
+
+
+def test_so_does_what_was_sent_before_while_two_have_it() -> None:
+    world = World()
+    held = connected(SERVER, 9001), {ALICE, BOB}
+    world.event(0, ALICE, EventKind.ACCEPT, SERVER, inode=9001)
+    world.packets(0.3, SERVER, payload=0)
+    for at_ms in (100, 200, 300):
+        world.look(at_ms, held)
+        world.settle(at_ms + 10)
+    assert world.verdicts() == {Reason.PENDING: (1, 0)}
+    world.event(320, BOB, EventKind.RECEIVE, SERVER, inode=9001)
+    world.settle(330)
+    assert world.verdicts() == {BOB: (1, 0)}
+    world.packets(340, SERVER, payload=7)
+    world.settle(350)
+    assert world.verdicts() == {BOB: (2, 7)}
+
+
 def test_an_accepted_connection_that_nobody_used_is_its_acceptors() -> None:
     world = World()
     world.event(0, ALICE, EventKind.ACCEPT, SERVER, inode=9001)
