@@ -144,15 +144,18 @@ class HolderMap:
 
     def _known(self, wanted: set[int]) -> dict[int, frozenset[ProcessId]] | None:
         """The answer from the last walk, or None where it does not tell."""
-        new = list_processes(self._root) - self._walked
-        newcomers = self._read((pid for pid, _ in new), wanted)[0]
+        listed = list_processes(self._root)
+        new = {pid for pid, _ in listed - self._walked}
+        newcomers = self._read(new, wanted)[0]
         self._newly_reached = self._unix_sockets.reached(newcomers)
         found = {inode: self._holders[inode] for inode in wanted & self._holders.keys()}
         fresh = wanted & newcomers.keys() - found.keys()
-        elders = self._elders({holder for inode in fresh for holder in newcomers[inode]})
-        if elders is None:
-            return None
-        older = self._read(elders, wanted)[0] if elders else {}
+        elders: set[str] = set()
+        if fresh:
+            elders = self._elders(_NOBODY.union(*(newcomers[inode] for inode in fresh)), new)
+            if not elders <= {pid for pid, _ in listed}:
+                return None
+        older = self._read(elders, wanted)[0]
         for inode in wanted & newcomers.keys():
             found[inode] = found.get(inode, _NOBODY) | newcomers[inode]
             if inode in fresh:
@@ -169,22 +172,19 @@ class HolderMap:
         # A socket outlived all its holders: somebody else must have it.
         return living if all(living.values()) else None
 
-    def _elders(self, newcomers: Set[ProcessId]) -> set[str] | None:
-        """From the parent of each to the first that was there at the walk: a socket that is as new
-        as they are may be older than their forks. None if one of those is gone, or may be."""
-        parents = {process.pid: parent_pid for process, parent_pid in self._parents.items()}
-        walked = {pid for pid, _ in self._walked}
-        found: set[str] = set()
-        for process in newcomers:
+    def _elders(self, holders: Iterable[ProcessId], new: Set[str]) -> set[str]:
+        """The nearest ancestor of each that was there at the walk: a socket that is as new as they
+        are may be older than their forks. An empty pid for one that nobody knows."""
+        parents = {str(process.pid): str(pid) for process, pid in self._parents.items()}
+        elders: set[str] = set()
+        for process in holders:
             pid = str(process.pid)
-            while pid not in found | walked:
-                parent_pid = parents.get(int(pid), _INIT)
-                if parent_pid == _INIT:
-                    return None
-                found.add(pid)
-                pid = str(parent_pid)
-            found.add(pid)
-        return found
+            passed: set[str] = set()
+            while pid in new and pid not in passed:  # what is read at different times may circle
+                passed.add(pid)
+                pid = parents.get(pid, "")
+            elders.add("" if pid in new else pid)
+        return elders
 
     def _walk(self, wanted: set[int]) -> None:
         self.walks += 1

@@ -228,6 +228,12 @@ def test_a_socket_that_is_as_new_as_its_holder_may_have_come_from_an_older_proce
     tree.add_socket("tcp", inode=502)
     assert pids(scanner.scan(), 502) == {23, 37}
     assert scanner.fd_walks == 2
+    tree.add_process(41, parent_pid=43, fds=[503])  # in a circle, and none of them is older
+    tree.add_process(43, parent_pid=41)
+    tree.open_socket(23, 503, 5)
+    tree.add_socket("tcp", inode=503)
+    assert pids(scanner.scan(), 503) == {23, 41}
+    assert scanner.fd_walks == 3
 
 
 def test_descriptors_that_were_closed_since_they_were_listed_hide_no_other(
