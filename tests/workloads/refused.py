@@ -10,6 +10,7 @@ import json
 import os
 import socket
 import sys
+import time
 
 HERE = "127.0.0.1"
 UDP_PORT, TCP_PORT = 5003, 5009
@@ -52,21 +53,23 @@ def main() -> None:
         os.close(goes)
         serve(reads, told)
         os._exit(0)
+    os.close(told)  # if the server dies, nobody waits for its word
     asker = socket.socket(type=socket.SOCK_DGRAM)
     asker.bind((HERE, ASKER_PORT))
     for number, size in enumerate(REFUSED_SIZES):
         asker.sendto(bytes(size), (HERE, UDP_PORT))
         with call(FIRST_CALLER_PORT + number) as sock:
             assert sock.connect_ex((HERE, TCP_PORT)) == errno.ECONNREFUSED
+    time.sleep(0.01)  # a hundred times the slack of the clocks, within which all may be one moment
     os.write(goes, b"x")
-    os.read(taken, 1)
+    assert os.read(taken, 1)
     for size in TAKEN_SIZES:
         asker.sendto(bytes(size), (HERE, UDP_PORT))
-        os.read(taken, 1)
+        assert os.read(taken, 1)
     with call(FIRST_CALLER_PORT + len(REFUSED_SIZES)) as sock:
         sock.connect((HERE, TCP_PORT))
         sock.sendall(bytes(TAKEN_BY_TCP_BYTES))
-        os.read(taken, 1)
+        assert os.read(taken, 1)
         print(json.dumps({"server": server, "asker": os.getpid()}), flush=True)
         sys.stdin.read()
     os.close(goes)
